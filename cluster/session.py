@@ -1,0 +1,44 @@
+"""A Ray session: a private local cluster, or a running one, left clean at the end."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def session(address: str, cpus: int | None) -> Iterator[None]:
+    """Ray for the length of the block. `address` "local" starts a private cluster and stops it; any
+    other address joins a running one and only disconnects. Inside a session this is a no-op.
+
+    A private cluster offers at least eight logical CPUs: Ray's actors here mostly wait, and on two
+    cores the placement groups of an engine and its data stages would wait for one another for ever."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address == "local":
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+        os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+        options |= {"num_cpus": cpus or max(8, os.cpu_count() or 1), "include_dashboard": False}
+        options |= {"object_store_memory": 256 << 20}
+    ray.init(address=address, runtime_env={"env_vars": worker_environment()}, **options)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def worker_environment() -> dict[str, str]:
+    """What workers need of this process's environment, and what keeps them quiet and offline.
+
+    The whole environment is never forwarded: only how to reach S3, the hub and the log level."""
+    named = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL",
+             "AWS_DEFAULT_REGION", "HF_HOME", "HF_ENDPOINT", "HF_TOKEN", "PYTHONPATH")  # fmt: skip
+    quiet = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    return quiet | {name: os.environ[name] for name in named if name in os.environ}

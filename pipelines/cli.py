@@ -1,0 +1,169 @@
+"""The command line: `regrow run quickstart`. Thin: parses, calls, and turns errors into exit codes.
+
+Exit status: 0 done; 1 failed; 2 bad input; 3 done with rows in quarantine; 130 and 143 interrupted.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    help="Make a large language model smaller and grow its quality back, on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # help in plain text: importing rich for it would take longer than everything else
+)
+recipes = typer.Typer(
+    help="List the packaged recipes, or show one.", invoke_without_command=True, rich_markup_mode=None
+)
+app.add_typer(recipes, name="recipes")
+RecipeArgument = Annotated[str, typer.Argument(help="A packaged recipe's name or a .toml file.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="section.field=value, any number.")]
+RunArgument = Annotated[str, typer.Argument(help="A run's directory, or the name of a run under runs/.")]
+
+
+@app.command(epilog="Examples: `regrow run quickstart` · `regrow run quickstart prune.layers=2 --until prune`")
+def run(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    until: Annotated[str, typer.Option(help="Stop after this stage.")] = "report",
+    plan: Annotated[bool, typer.Option("--plan", help="Print the stages and what is there already; do nothing.")] = False,
+) -> None:
+    """Run a recipe: prepare, prune, generate, train, evaluate, report. Finished work is reused."""
+    from pipelines import recipe_file, run as story
+
+    if until not in story.STAGES:
+        close = recipe_file.nearest(until, list(story.STAGES))
+        raise recipe_file.BadInput(f"no stage {until!r}{close}; stages are: {', '.join(story.STAGES)}")
+    read = recipe_file.load(recipe, overrides or [])
+    if plan:
+        _stages(story, read)
+        return
+    made = story.run(read, until)
+    if made is not None:
+        from pipelines import screen
+
+        screen.table(made)
+
+
+@app.command(epilog="Example: `regrow status runs/quickstart`")
+def status(run: RunArgument) -> None:
+    """Show which stages of a run are done."""
+    from pipelines import run as story
+
+    _stages(story, _remembered(run))
+
+
+@app.command(epilog="Example: `regrow report runs/quickstart`")
+def report(run: RunArgument) -> None:
+    """Write the report of a run again from what is done, and print its table."""
+    from pipelines import recipe_file, run as story, screen
+
+    made = story.again(_remembered(run))
+    if made is None:
+        raise recipe_file.BadInput(f"run {run!r} has no scored model yet; `regrow run` goes on with it")
+    screen.table(made)
+
+
+@app.command(epilog="Examples: `regrow serve runs/quickstart` · `regrow serve runs/quickstart --only teacher --only sdd`")
+def serve(
+    run: RunArgument,
+    only: Annotated[list[str] | None, typer.Option(help="Serve this model of the run; repeat for more.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+) -> None:
+    """Serve teacher and students of a run behind an OpenAI-compatible endpoint until Ctrl-C."""
+    from cluster.session import session
+    from pipelines import run as story
+
+    recipe = _remembered(run)
+    models = story.servable(recipe, only or [])
+    given = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
+    settings = recipe.serve.model_copy(update=given)
+    from serving import endpoint
+
+    with session(recipe.cluster.address, recipe.cluster.cpus):
+        endpoint.serve_forever(models, settings, recipe.teacher.max_model_len, recipe.teacher.dtype)
+
+
+@recipes.callback()
+def list_recipes(context: typer.Context) -> None:
+    """List the packaged recipes."""
+    from pipelines import recipe_file
+
+    if context.invoked_subcommand is None:
+        for name in recipe_file.names():
+            about = (recipe_file.PACKAGED / f"{name}.toml").read_text().split("\n", 1)[0].lstrip("# ")
+            typer.echo(f"{name:14} {about}")
+
+
+@recipes.command(epilog="Example: `regrow recipes show quickstart > mine.toml`")
+def show(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Print a recipe with every field, its value and what it means."""
+    from pipelines import recipe_file, reference
+
+    typer.echo(reference.render(recipe_file.load(recipe, overrides or [])))
+
+
+def _remembered(run: str) -> Any:
+    """The recipe that a run's directory remembers."""
+    from cluster import storage
+    from pipelines import recipe_file
+
+    tried = [run] if "/" in run or Path(run).is_dir() else [f"runs/{run}", run]
+    for place in tried:
+        try:
+            content = json.loads(storage.read(storage.join(place, "recipe.json")))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        return recipe_file.check(content | {"run_dir": place}, storage.join(place, "recipe.json"))
+    raise recipe_file.BadInput(f"{run!r} is no run: no recipe.json in it; give the directory that `regrow run` wrote to")
+
+
+def _stages(story: Any, recipe: Any) -> None:
+    from rich.table import Table
+
+    from pipelines.screen import console
+
+    story.check(recipe)
+    shown = Table("stage", "artifact", "state", "seconds", title=recipe.name, title_justify="left")
+    for step in story.steps(recipe):
+        for out in step.outs.values():
+            manifest = out.manifest()
+            shown.add_row(step.stage, f"{out.name}-{out.id}", *(("done", f"{manifest['seconds']:.0f}") if manifest else ("to do", "")))
+    console.print(shown)
+
+
+def main() -> None:
+    """Entry point of `regrow`."""
+
+    def terminated(signum: int, frame: Any) -> None:
+        raise SystemExit(143)
+
+    signal.signal(signal.SIGTERM, terminated)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(_fail("interrupted; the same command goes on from here", 130))
+    except (OSError, RuntimeError, ValueError) as error:
+        if os.environ.get("REGROW_DEBUG"):
+            raise
+        ours = type(error).__name__ == "BadInput"  # not imported here: --help would pay for it
+        hint = "" if ours else " (REGROW_DEBUG=1 shows the traceback)"
+        sys.exit(_fail(f"{error}{hint}", 2 if isinstance(error, ValueError) else 1))
+
+
+def _fail(message: object, status: int) -> int:
+    print(f"regrow: {message}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    main()

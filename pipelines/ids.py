@@ -1,0 +1,72 @@
+"""What shapes each artifact: the recipe fields, external files and inputs that its id is the hash of.
+
+Left out on purpose: where things run and how many workers or engines do it. Those change no result.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from cluster import storage
+from cluster.artifacts import Artifact, digest_of
+from pipelines import models, prepare
+from pipelines.recipe import Recipe, Student, objective_of
+
+FORMATS = {"prune": 1, "generate": 1, "train": 1, "evaluate": 1}
+WEIGHTS = (".safetensors", ".bin", ".json", ".model", ".jinja")
+
+
+class Shaped:
+    """The records of one recipe's artifacts; the teacher's files are read once."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.teacher = digest_of(models.resolve(recipe.teacher.model), WEIGHTS)
+        self.needs_teacher = any(objective_of(s.name) == "sdd" for s in recipe.student)
+
+    def prepare(self) -> dict[str, Any]:
+        """Data sets, their files' content, and the seed where rows are generated."""
+        import hashlib
+
+        part = [d.model_dump(exclude={"source", "test_source"}) for d in self.recipe.dataset]
+        named = [d.source for d in self.recipe.dataset if d.source in ("tiny-tasks", "gsm8k-sample")]
+        found = {}
+        for url in prepare.sources(self.recipe):
+            try:
+                found[url.rsplit("/", 1)[-1]] = hashlib.sha256(storage.read(url)).hexdigest()
+            except (OSError, ValueError, ImportError) as error:
+                raise ValueError(f"data file {url!r} cannot be read: {error}") from error
+        seed = self.recipe.seed if "tiny-tasks" in named else None
+        return _record("prepare", prepare.FORMAT, {"dataset": part, "named": named, "seed": seed}, [], found)
+
+    def prune(self, method: str, data: Artifact) -> dict[str, Any]:
+        """Method, number of layers and calibration rows; the teacher's weights."""
+        part = self.recipe.prune.model_dump(exclude={"baselines", "method"}) | {"method": method}
+        return _record("prune", FORMATS["prune"], part, [data], {"teacher": self.teacher})
+
+    def generate(self, data: Artifact) -> dict[str, Any]:
+        """Sampling settings and seed; the teacher's weights."""
+        part = self.recipe.generate.model_dump(exclude={"engines", "max_num_seqs"}) | self._engine()
+        part["seed"] = self.recipe.seed
+        return _record("generate", FORMATS["generate"], part, [data], {"teacher": self.teacher})
+
+    def train(self, student: Student, cut: Artifact, rows: Artifact) -> dict[str, Any]:
+        """The student's settings; the pruned checkpoint and the rows it learns from."""
+        part = student.model_dump(exclude={"checkpoint_steps", "micro_tokens", "activation_checkpointing"})
+        part["seed"] = self.recipe.seed if student.seed is None else student.seed
+        return _record("train", FORMATS["train"], part, [cut, rows], {})
+
+    def evaluate(self, made: Artifact | None, data: Artifact) -> dict[str, Any]:
+        """Suites and answer length; the model and the test rows."""
+        part = self.recipe.evaluate.model_dump(exclude={"concurrency", "bootstrap", "lm_eval"}) | self._engine()
+        files = {str(task): digest_of(Path(task).parent) for task in self.recipe.evaluate.lm_eval if "/" in task}
+        part["lm_eval"] = [task.rsplit("/", 1)[-1] for task in self.recipe.evaluate.lm_eval]
+        digests = {name.rsplit("/", 1)[-1]: digest for name, digest in files.items()}
+        inputs = [data] if made is None else [made, data]
+        return _record("evaluate", FORMATS["evaluate"], part, inputs, digests | {"teacher": self.teacher} if made is None else digests)
+
+    def _engine(self) -> dict[str, Any]:
+        return self.recipe.teacher.model_dump(include={"max_model_len", "dtype"})
+
+
+def _record(stage: str, version: int, part: dict[str, Any], inputs: list[Artifact], digests: dict[str, str]) -> dict[str, Any]:
+    return {"stage": stage, "format": version, "recipe": part, "inputs": [a.id for a in inputs], "digests": digests}

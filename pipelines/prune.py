@@ -1,0 +1,187 @@
+"""The prune stage: measure the teacher's blocks, cut some out, write an ordinary checkpoint.
+
+What it writes is what stock transformers and vLLM load; beside it the whole table of importances
+(`importance.json`) and its picture (`importance.svg`).
+"""
+
+import json
+import random
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines import cards, prompts
+from pipelines.recipe import Recipe
+from pipelines.screen import say
+
+if TYPE_CHECKING:
+    from pipelines.layers import Importance
+
+REPORT_SECONDS = 5.0
+DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+CUT, KEPT = "#d1495b", "#30638e"
+
+
+def check(recipe: Recipe, teacher: Path) -> None:
+    """Raise ValueError where `prune.layers` does not fit the teacher, or it cannot be pruned at all.
+
+    Reads its config.json alone, so that a run can be refused before anything starts."""
+    from pipelines import layers
+
+    file = teacher / "config.json"
+    if not file.exists():
+        raise ValueError(f"teacher.model: no config.json in {teacher}; give a Hugging Face checkpoint directory")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"teacher.model: {file} is not JSON: {error}") from error
+    text = config.get("text_config") or config
+    depth = next((text[key] for key in DEPTHS if isinstance(text.get(key), int)), None)
+    if depth is None:
+        raise ValueError(f"teacher.model: {file} does not say how many layers there are (num_hidden_layers)")
+    if "quantization_config" in config:
+        raise ValueError("teacher.model is a quantized checkpoint; give the unquantized one, students are trained from it")
+    layers.check_count(recipe.prune.layers, depth)
+
+
+def prune(recipe: Recipe, method: str, teacher: Path, questions: list[str], out: Path) -> dict[str, Any]:
+    """Cut `recipe.prune.layers` blocks out of `teacher` by `method`, calibrated on `questions`.
+
+    Writes out/model, out/importance.json and out/importance.svg. `distance` in the summary is the mean
+    angular distance that the cut bridges. ValueError for bad counts, no questions, or a model whose
+    config cannot describe the cut."""
+    from transformers import AutoTokenizer
+
+    from pipelines import layers
+
+    check(recipe, teacher)
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer = AutoTokenizer.from_pretrained(teacher, trust_remote_code=False)
+    texts = _calibration(recipe, tokenizer, questions)
+    importance = _measured(teacher, texts)
+    removed = layers.choose(method, recipe.prune.layers, importance)
+    # loaded again, in the checkpoint's own dtype: what is kept is kept to the bit
+    model = _load(teacher, "auto")
+    before, depth = _parameters(model), len(importance.influence)
+    layers.remove(model, removed)
+    if wrong := layers.mismatches(model):
+        raise ValueError(
+            f"a {model.config.model_type} config cannot describe this model without blocks {removed} "
+            f"(it would differ in {', '.join(wrong[:3])}, …); choose other layers or another method"
+        )
+    summary = {
+        "removed_layers": removed,
+        "method": method,
+        "parameters_before": before,
+        "parameters_after": _parameters(model),
+        "layers_before": depth,
+        "layers_after": depth - len(removed),
+        "distance": layers.distance(importance, removed),
+    }
+    _save(recipe, model, tokenizer, teacher, summary, out / "model")
+    table = {
+        "method": method,
+        "layers_removed": len(removed),
+        "removed_layers": removed,
+        "angular": {str(n): row for n, row in importance.angular.items()},
+        "influence": importance.influence,
+        "rows": len(texts),
+    }
+    (out / "importance.json").write_text(json.dumps(table, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    draw(importance, removed, method, out / "importance.svg")
+    say(f"prune ({method}): removed blocks {removed} of {depth}, angular distance {summary['distance']:.4f}")
+    return summary
+
+
+def _calibration(recipe: Recipe, tokenizer: Any, questions: Sequence[str]) -> list[list[int]]:
+    """Token ids of the questions as the model is asked them; a seeded sample where there are more than
+    `prune.calibration_rows`. A prompt that is too long loses its beginning: its last token is measured."""
+    rows = recipe.prune.calibration_rows
+    if len(questions) > rows:
+        questions = random.Random(recipe.seed).sample(list(questions), rows)
+    chat = bool(tokenizer.chat_template)
+    rendered = [prompts.text(tokenizer, prompts.answer(question)) for question in questions]
+    texts = [tokenizer(text, add_special_tokens=not chat).input_ids[-recipe.teacher.max_model_len :] for text in rendered]
+    if not texts:
+        raise ValueError("prune: no train question to calibrate on; give a [[dataset]] with train rows")
+    return texts
+
+
+def _measured(teacher: Path, texts: list[list[int]]) -> "Importance":
+    import torch
+
+    from pipelines import layers
+
+    gpu = torch.cuda.is_available()
+    model = _load(teacher, torch.bfloat16 if gpu else torch.float32)
+    said = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal said
+        if time.monotonic() - said > REPORT_SECONDS:
+            said = time.monotonic()
+            say(f"prune: measured {done:,} of {total:,} texts")
+
+    return layers.measure(model.to("cuda") if gpu else model, texts, progress=progress)
+
+
+def _load(teacher: Path, dtype: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(teacher, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+
+
+def _parameters(model: Any) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())  # a tied matrix comes once
+
+
+def _save(recipe: Recipe, model: Any, tokenizer: Any, teacher: Path, summary: dict[str, Any], to: Path) -> None:
+    from transformers import GenerationConfig
+
+    asked = teacher / "generation_config.json"
+    if asked.exists():  # kept as it is; some published ones would not pass the check on saving
+        model.generation_config = GenerationConfig()
+    model.save_pretrained(to)
+    if asked.exists():
+        shutil.copyfile(asked, to / asked.name)
+    tokenizer.save_pretrained(to)
+    cards.copy_licences(teacher, to)
+    named = recipe.teacher.model.partition("@")[0]
+    base = named if named.count("/") == 1 and not named.startswith((".", "~", "/")) else Path(named).name
+    facts = {name.replace("_", " "): value for name, value in summary.items()}
+    facts["calibration rows, at most"] = recipe.prune.calibration_rows
+    title = f"{base}, {summary['layers_after']} of {summary['layers_before']} layers"
+    (to / "README.md").write_text(cards.card(title, base, facts, cards.licence(teacher)), encoding="utf-8")
+
+
+def draw(importance: "Importance", removed: Sequence[int], method: str, to: Path) -> None:
+    """Write the picture of the importances, a deterministic SVG: the distance by start for cuts of the
+    chosen size, for cuts of every size, and the influence of every block. The cut is red."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    total, size = len(importance.influence), len(removed)
+    contiguous = removed[-1] - removed[0] + 1 == size
+    with matplotlib.rc_context({"svg.hashsalt": "regrow", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(13, 3.8), layout="constrained")
+        one, every, each = figure.subplots(1, 3)
+        starts = importance.angular[size]
+        one.bar(range(len(starts)), starts, color=[CUT if contiguous and l == removed[0] else KEPT for l in range(len(starts))])
+        one.set(title=f"cuts of {size} by start", xlabel="first removed block", ylabel="angular distance")
+        table = [[row[l] if l < len(row) else float("nan") for l in range(total)] for row in importance.angular.values()]
+        mesh = every.pcolormesh(range(total), list(importance.angular), table, cmap="viridis", shading="nearest")
+        if contiguous:
+            every.plot([removed[0]], [size], "o", color=CUT, markersize=7)
+        every.set(title="cuts of every size", xlabel="first removed block", ylabel="blocks removed")
+        figure.colorbar(mesh, ax=every, label="angular distance")
+        each.bar(range(total), importance.influence, color=[CUT if block in removed else KEPT for block in range(total)])
+        each.set(title="influence of each block", xlabel="block", ylabel="1 − cos(in, out)")
+        for axes in (one, each):
+            axes.spines[["top", "right"]].set_visible(False)
+        for axes in (one, every, each):
+            axes.xaxis.get_major_locator().set_params(integer=True)
+        every.yaxis.get_major_locator().set_params(integer=True)
+        figure.suptitle(f"{method}: {size} of {total} blocks removed ({', '.join(map(str, removed))})")
+        figure.savefig(to, format="svg", metadata={"Date": None, "Creator": None})

@@ -1,0 +1,126 @@
+"""The recipe: one frozen model of everything a run is told. Descriptions are what `recipes show` prints."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+OBJECTIVES = ("none", "sft", "sdd")
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+
+
+def _objective_first(name: str) -> str:
+    if objective_of(name) not in OBJECTIVES:
+        raise ValueError(f"a student's name starts with its objective, one of {', '.join(OBJECTIVES)}: got {name!r}")
+    return name
+
+
+def objective_of(name: str) -> str:
+    """The objective that a student's name starts with: `sdd-r8` → `sdd`."""
+    return next((o for o in OBJECTIVES if name == o or name.startswith((f"{o}-", f"{o}_", f"{o}."))), "")
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Teacher(Section):
+    model: str = Field("tiny", description="`tiny`, a directory, or a hub id with optional @revision")
+    max_model_len: int = Field(1024, ge=64, description="Longest prompt plus answer in tokens, for every engine")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="Engine weights; auto: fp32 on CPU, bf16 on GPU")
+
+
+class Dataset(Section):
+    name: Name = Field(description="How reports call it")
+    source: str = Field(description="`tiny-tasks`, `gsm8k-sample`, or a JSONL, Parquet or CSV file (local, s3://, hf://)")
+    test_source: str | None = Field(None, description="A file of test rows beside `source`")
+    families: tuple[str, ...] = Field((), description="tiny-tasks: the families to train on; empty: test rows only")
+    test_families: tuple[str, ...] = Field((), description="tiny-tasks: the families to test on; empty: all")
+    style: Literal["prose", "notes"] = Field("prose", description="tiny-tasks: the voice of the reference answers")
+    rows: int | None = Field(None, ge=1, description="Train rows at most (tiny-tasks: exactly)")
+    test_rows: int | None = Field(None, ge=1, description="Test rows at most (tiny-tasks: for each family)")
+    format: Literal["columns", "gsm8k"] = Field("columns", description="gsm8k: question, answer with a `####` line")
+    input: str = Field("question", description="Column of the question")
+    reference: str = Field("answer", description="Column of the reference answer")
+    answer: str | None = Field(None, description="Column of the short right answer; None: taken out of the reference")
+    context: str | None = Field(None, description="Column of a text the question is about")
+    kind: Literal["number", "choice", "label", "text", "list", "expression", "none"] = Field("number", description="What the final answer is; none: open-ended")
+    max_bad_rows: int = Field(0, ge=0, description="Unreadable rows that are set aside before the run fails")
+
+
+class Prune(Section):
+    layers: int = Field(ge=1, description="Decoder blocks to remove")
+    method: Literal["angular", "influence", "tail"] = Field("angular", description="How the blocks are chosen")
+    calibration_rows: int = Field(128, ge=1, description="Train questions the importance is measured on")
+    baselines: tuple[Literal["angular", "influence", "tail"], ...] = Field(("tail",), description="Other cuts of the same size, scored untrained")
+
+
+class Generate(Section):
+    temperature: float = Field(0.0, ge=0, description="0 is greedy")
+    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling")
+    max_tokens: int = Field(256, ge=1, description="Longest rewrite in tokens")
+    engines: int = Field(1, ge=1, description="vLLM engines, one a GPU (or, without GPUs, one process)")
+    max_num_seqs: int = Field(64, ge=1, description="Rows an engine works on at once")
+    shard_rows: int = Field(128, ge=1, le=4096, description="Rows a committed Parquet shard")
+
+
+class Student(Section):
+    name: Annotated[Name, AfterValidator(_objective_first)] = Field(description="Starts with the objective: none, sft, sdd")
+    epochs: float = Field(1.0, gt=0, description="Passes over the training rows")
+    learning_rate: float = Field(1e-4, gt=0, description="Peak rate of AdamW")
+    weight_decay: float = Field(0.0, ge=0, description="Of matrices; norms and biases have none")
+    schedule: Literal["cosine", "flat-linear"] = Field("cosine", description="Shape of the rate after warm-up")
+    batch_tokens: int = Field(4096, ge=64, description="Padded tokens a step, over all workers")
+    micro_tokens: int = Field(4096, ge=64, description="Padded tokens a forward pass of one worker; more is accumulated")
+    lora_rank: int = Field(0, ge=0, description="0: full fine-tuning")
+    lora_alpha: int = Field(16, ge=1, description="LoRA scale is alpha / rank")
+    max_length: int = Field(1024, ge=16, description="Rows longer than this (tokens) are set aside and counted")
+    activation_checkpointing: bool = Field(False, description="Recompute activations in the backward pass")
+    checkpoint_steps: int = Field(100, ge=1, description="Steps between resumable checkpoints")
+    seed: int | None = Field(None, description="Order of rows and LoRA's start; None: the recipe's seed")
+
+
+class Serve(Section):
+    host: str = Field("127.0.0.1", description="Address of the endpoint")
+    port: int = Field(8000, ge=1, le=65535, description="Port of the endpoint")
+    models_at_a_time: int = Field(2, ge=1, description="Engines up at once during evaluation")
+    max_num_seqs: int = Field(64, ge=1, description="Requests an engine works on at once")
+
+
+class Evaluate(Section):
+    max_tokens: int = Field(256, ge=1, description="Longest answer in tokens")
+    concurrency: int = Field(64, ge=1, description="Requests in flight")
+    lm_eval: tuple[str, ...] = Field((), description="lm-eval tasks: names, or YAML files beside the recipe")
+    lm_eval_limit: int | None = Field(None, ge=1, description="Items of each lm-eval task")
+    bootstrap: int = Field(2000, ge=100, description="Resamples of the paired bootstrap")
+
+
+class Cluster(Section):
+    address: str = Field("local", description="`local`: a private cluster; else the address of a running one")
+    workers: int = Field(2, ge=1, description="Training workers (FSDP2 ranks)")
+    cpus: int | None = Field(None, ge=1, description="Logical CPUs of a private cluster; None: enough for the stages")
+
+
+class Recipe(Section):
+    """One run, from the teacher to the scored students."""
+
+    name: Name = Field(description="Name of the run")
+    seed: int = Field(0, description="Seed of every random choice")
+    run_dir: str = Field("", description="Where artifacts and the report go (local or s3://); empty: runs/NAME")
+    teacher: Teacher = Field(Teacher(), description="The unpruned model")
+    dataset: tuple[Dataset, ...] = Field(min_length=1, description="Train and test rows")
+    prune: Prune = Field(description="What is cut off")
+    generate: Generate = Field(Generate(), description="How the teacher writes")
+    student: tuple[Student, ...] = Field((), description="What is trained, and how")
+    serve: Serve = Field(Serve(), description="Endpoints")
+    evaluate: Evaluate = Field(Evaluate(), description="How models are scored")
+    cluster: Cluster = Field(Cluster(), description="Where work runs")
+
+    @model_validator(mode="after")
+    def _unique_names(self) -> "Recipe":
+        for what, names in (("student", [s.name for s in self.student]), ("dataset", [d.name for d in self.dataset])):
+            twice = {name for name in names if names.count(name) > 1}
+            if twice:
+                raise ValueError(f"two [[{what}]] entries are named {sorted(twice)[0]!r}; names must differ")
+        return self

@@ -1,0 +1,150 @@
+"""From a TOML file (or a packaged recipe's name) and overrides to a `Recipe`, with errors a person can act on."""
+
+import difflib
+import tomllib
+import typing
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from pipelines.recipe import Recipe
+
+PACKAGED = Path(__file__).parent / "recipes"
+
+
+class BadInput(ValueError):
+    """What the user gave cannot be used; the message says what, where, and what to write instead."""
+
+
+def names() -> list[str]:
+    """The packaged recipes."""
+    return sorted(path.stem for path in PACKAGED.glob("*.toml"))
+
+
+def find(recipe: str) -> Path:
+    """The file of a packaged recipe's name or of a path. Raises BadInput, with the nearest name."""
+    if recipe in names():
+        return PACKAGED / f"{recipe}.toml"
+    path = Path(recipe)
+    if path.suffix == ".toml" or "/" in recipe:
+        if path.is_file():
+            return path
+        raise BadInput(f"recipe file {recipe!r} does not exist; give a .toml file or one of: {', '.join(names())}")
+    raise BadInput(f"no recipe named {recipe!r}{nearest(recipe, names())}; packaged recipes: {', '.join(names())}")
+
+
+def load(recipe: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """The recipe of a name or file with `section.field=value` overrides applied. Raises BadInput."""
+    path = find(recipe)
+    try:
+        content = tomllib.loads(path.read_bytes().decode("utf8"))
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: not a text file (byte {error.start} is not UTF-8); a recipe is TOML text") from error
+    except tomllib.TOMLDecodeError as error:
+        raise BadInput(f"{path}: not valid TOML: {error}") from error
+    if not content:
+        raise BadInput(f"{path}: the recipe is empty; `regrow recipes show quickstart` prints one to start from")
+    _anchor(content, path.parent)
+    for override in overrides:
+        _override(content, override)
+    return check(content, str(path))
+
+
+def check(content: dict[str, Any], where: str) -> Recipe:
+    """`content` as a recipe; every problem in one BadInput, each with its field and remedy."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise BadInput("\n".join(f"{where}: {_say(problem)}" for problem in error.errors())) from error
+
+
+def section_of(path: tuple[Any, ...]) -> type[BaseModel] | None:
+    """The model class that holds the fields at `path` of a recipe, list indices skipped."""
+    found: type[BaseModel] = Recipe
+    for key in path:
+        if isinstance(key, int):
+            continue
+        field = found.model_fields.get(str(key))
+        inner = [t for t in _classes(field.annotation) if issubclass(t, BaseModel)] if field else []
+        if not inner:
+            return None
+        found = inner[0]
+    return found
+
+
+def _classes(annotation: Any) -> list[type]:
+    if isinstance(annotation, type) and not typing.get_args(annotation):
+        return [annotation]
+    return [found for part in typing.get_args(annotation) for found in _classes(part)]
+
+
+def _say(problem: Any) -> str:
+    path = tuple(problem["loc"])
+    field = ".".join(map(str, path)) or "recipe"
+    if problem["type"] == "extra_forbidden":
+        section = section_of(path[:-1])
+        known = list(section.model_fields) if section else []
+        return f"unknown key {field!r}{nearest(str(path[-1]), known)}; known here: {', '.join(known)}"
+    if problem["type"] == "missing":
+        section = section_of(path[:-1])
+        about = section.model_fields[str(path[-1])].description if section else ""
+        return f"{field!r} is missing ({about})"
+    message = problem["msg"].removeprefix("Value error, ")
+    given = "" if problem["type"] == "value_error" and len(path) < 2 else f", got {str(problem['input'])[:60]!r}"
+    return f"{field}: {message[0].lower()}{message[1:]}{given}"
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """`, did you mean …?` with the closest of `known`, or nothing."""
+    found = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f", did you mean {found[0]!r}?" if found else ""
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    """Apply `a.b=value` in place; list entries are named by position or by their `name`."""
+    path, sign, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not sign or not all(keys):
+        raise BadInput(f"override {override!r} is not section.field=value; for example prune.layers=2")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    at: Any = content
+    for depth, key in enumerate(keys):
+        last = depth == len(keys) - 1
+        if isinstance(at, list):
+            entry = next((i for i, e in enumerate(at) if key in (str(i), str(e.get("name")))), None)
+            if entry is None:
+                raise BadInput(f"override {override!r}: {'.'.join(keys[:depth])} has no entry {key!r}")
+            at = at[entry]
+        elif last:
+            at[key] = value
+        else:
+            at = at.setdefault(key, {})
+        if not last and not isinstance(at, dict | list):
+            raise BadInput(f"override {override!r}: {'.'.join(keys[: depth + 1])} is no section")
+
+
+def _anchor(content: dict[str, Any], folder: Path) -> None:
+    """Make the relative paths of a recipe file absolute, from the file's folder."""
+
+    def anchored(value: Any, always: bool = False) -> Any:
+        if not isinstance(value, str) or "://" in value or not value:
+            return value
+        looks_local = always or value.startswith(("./", "../", "~")) or (folder / value).exists()
+        return str((folder / Path(value).expanduser()).resolve()) if looks_local else value
+
+    if "run_dir" in content:
+        content["run_dir"] = anchored(content["run_dir"], always=True)
+    if isinstance(content.get("teacher"), dict) and content["teacher"].get("model") != "tiny":
+        content["teacher"]["model"] = anchored(content["teacher"].get("model"))
+    for dataset in content.get("dataset", []) if isinstance(content.get("dataset"), list) else []:
+        if isinstance(dataset, dict):
+            for key in {"source", "test_source"} & dataset.keys():
+                named = dataset[key] in ("tiny-tasks", "gsm8k-sample")
+                dataset[key] = dataset[key] if named else anchored(dataset[key], always=True)
+    tasks = content.get("evaluate", {}).get("lm_eval", []) if isinstance(content.get("evaluate"), dict) else []
+    if isinstance(tasks, list) and tasks:
+        content["evaluate"]["lm_eval"] = [anchored(task, always=str(task).endswith((".yaml", ".yml"))) for task in tasks]

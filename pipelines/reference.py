@@ -1,0 +1,38 @@
+"""A recipe printed back as TOML, every field with its value and its one-line description."""
+
+import json
+from typing import Any
+
+from pydantic import BaseModel
+
+from pipelines.recipe import Recipe
+
+
+def render(recipe: Recipe) -> str:
+    """`recipe` as a commented TOML file that `regrow run` reads back to the same recipe."""
+    lines: list[str] = []
+    nested: list[tuple[str, Any]] = []
+    for name, value in recipe:
+        if isinstance(value, BaseModel) or (isinstance(value, tuple) and value and isinstance(value[0], BaseModel)):
+            nested.append((name, value))
+        elif value != ():
+            lines += _field(recipe, name, value)
+    for name, value in nested:
+        for entry in value if isinstance(value, tuple) else [value]:
+            lines += ["", f"[[{name}]]" if isinstance(value, tuple) else f"[{name}]"]
+            for key, inner in entry:
+                lines += _field(entry, key, inner)
+    return "\n".join(lines)
+
+
+def _field(section: BaseModel, name: str, value: Any) -> list[str]:
+    about = type(section).model_fields[name].description
+    # TOML has no null: a field without a value is shown as a comment.
+    shown = f"# {name} =" if value is None else f"{name} = {_toml(value)}"
+    return [f"{shown:40} # {about}"]
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(_toml(item) for item in value)}]"
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,136 @@
+"""The story of a run on one page: the stages in order, what each reads and what it writes.
+
+    prepare ─┬─ prune ──────────┬─ train (one a student) ─┬─ evaluate (one a model) ─ report
+             └─ generate (SDD) ─┘                         └─ teacher, pruned, other cuts
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from cluster.artifacts import Artifact
+from cluster.session import session
+from pipelines import figures, ids, models, prepare
+from pipelines.recipe import Recipe, Student, objective_of
+from pipelines.recipe_file import BadInput
+from pipelines.screen import say
+from pipelines.steps import Done, Step, perform, step
+
+STAGES = ("prepare", "prune", "generate", "train", "evaluate", "report")
+Summary = dict[str, Any]
+Made = Iterator[tuple[str, Summary]]
+
+
+def run(recipe: Recipe, until: str = "report") -> dict[str, Any] | None:
+    """Do every stage up to `until`, reusing what is there; returns report.json's content at the end."""
+    check(recipe)
+    done, story = Done(), steps(recipe)
+    figures.remember(recipe)
+    with ExitStack() as stack:
+        for stage in STAGES[: STAGES.index(until) + 1]:
+            for todo in (s for s in story if s.stage == stage):
+                if todo.ray and todo.pending():
+                    stack.enter_context(session(recipe.cluster.address, recipe.cluster.cpus))
+                perform(todo, done)
+    if until != "report":
+        say(f"stopped after {until}, as asked")
+        return None
+    return figures.report(recipe, {s.stage: s.outs for s in story}, done)
+
+
+def again(recipe: Recipe) -> dict[str, Any] | None:
+    """The report of what a run has scored so far, written again; None where nothing is scored."""
+    done, story = Done(), steps(recipe)
+    for out in (out for s in story for out in s.outs.values()):
+        if manifest := out.manifest():
+            done.add(manifest, reused=True)
+    outs = {s.stage: s.outs for s in story}
+    return figures.report(recipe, outs, done) if any(out.manifest() for out in outs["evaluate"].values()) else None
+
+
+def servable(recipe: Recipe, only: list[str]) -> dict[str, Path]:
+    """Model name → checkpoint directory of what a run has made, the teacher first. Raises BadInput."""
+    made = {name: out for s in steps(recipe) if s.stage in ("prune", "train") for name, out in s.outs.items()}
+    found = {"teacher": models.resolve(recipe.teacher.model)}
+    found |= {name: out.local() / "model" for name, out in made.items() if out.manifest()}
+    for name in only:
+        if name not in found:
+            raise BadInput(f"run has no model {name!r}; it has: {', '.join(found)}")
+    return {name: found[name] for name in only} if only else found
+
+
+def check(recipe: Recipe) -> None:
+    """Cheap refusals before dear work. Raises BadInput."""
+    from pipelines import prune
+
+    try:
+        prune.check(recipe, models.resolve(recipe.teacher.model))
+    except ValueError as error:
+        raise BadInput(str(error)) from error
+
+
+def steps(recipe: Recipe) -> list[Step]:
+    """Every stage of the run with its artifacts; ids follow from the recipe alone, nothing is made yet."""
+    home, shaped = figures.home(recipe), ids.Shaped(recipe)
+    teacher = models.resolve(recipe.teacher.model)
+
+    def prepared(outs: dict[str, Artifact]) -> Made:
+        with outs[""].writing() as out:
+            yield "", prepare.prepare(recipe, out)
+
+    data_step = step(home, "prepare", {"": shaped.prepare()}, prepared)
+    data = data_step.outs[""]
+
+    def pruned(outs: dict[str, Artifact]) -> Made:
+        from pipelines import prune
+
+        for method, out in outs.items():
+            with out.writing() as folder:
+                yield method, prune.prune(recipe, method, teacher, figures.calibration(recipe, data), folder)
+
+    methods = dict.fromkeys((recipe.prune.method, *recipe.prune.baselines))
+    prune_step = step(home, "prune", {m: shaped.prune(m, data) for m in methods}, pruned)
+    cut = prune_step.outs[recipe.prune.method]
+
+    def generated(outs: dict[str, Artifact]) -> Made:
+        from pipelines import generate
+
+        yield "", generate.generate(recipe, teacher, figures.records(data, "train"), outs[""].url)
+
+    generate_step = step(home, "generate", {"": shaped.generate(data)}, generated, ray=True)
+    written = generate_step.outs[""]
+
+    def trained(outs: dict[str, Artifact]) -> Made:
+        from pipelines import train
+
+        for name, out in outs.items():
+            student = next(s for s in students if s.name == name)
+            with out.writing() as folder:
+                rows = figures.targets(objective_of(name), data, written, folder)
+                yield name, train.train(recipe, student, cut.local() / "model", rows, folder)
+
+    students: list[Student] = [s for s in recipe.student if objective_of(s.name) != "none"]
+    shapes = {s.name: shaped.train(s, cut, written if objective_of(s.name) == "sdd" else data) for s in students}
+    train_step = step(home, "train", shapes, trained, ray=True)
+
+    scored: dict[str, Artifact | None] = {"teacher": None, **prune_step.outs, **train_step.outs}
+
+    def evaluated(outs: dict[str, Artifact]) -> Made:
+        from pipelines import evaluate
+
+        names = list(outs)
+        for start in range(0, len(names), recipe.serve.models_at_a_time):
+            wave = names[start : start + recipe.serve.models_at_a_time]
+            paths = {name: _checkpoint(scored[name], teacher) for name in wave}
+            with ExitStack() as stack:
+                folders = {name: stack.enter_context(outs[name].writing()) for name in wave}
+                yield from evaluate.evaluate(recipe, paths, figures.records(data, "test"), folders).items()
+
+    asked = {name: shaped.evaluate(made, data) for name, made in scored.items()}
+    evaluate_step = step(home, "evaluate", asked, evaluated, ray=True)
+    return [data_step, prune_step, *([generate_step] if shaped.needs_teacher else []), train_step, evaluate_step]
+
+
+def _checkpoint(made: Artifact | None, teacher: Path) -> Path:
+    return teacher if made is None else made.local() / "model"

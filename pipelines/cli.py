@@ -33,7 +33,9 @@ def run(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     until: Annotated[str, typer.Option(help="Stop after this stage.")] = "report",
-    plan: Annotated[bool, typer.Option("--plan", help="Print the stages and what is there already; do nothing.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print the stages and what is there already; do nothing.")
+    ] = False,
 ) -> None:
     """Run a recipe: prepare, prune, generate, train, evaluate, report. Finished work is reused."""
     from pipelines import recipe_file, run as story
@@ -71,7 +73,9 @@ def report(run: RunArgument) -> None:
     screen.table(made)
 
 
-@app.command(epilog="Examples: `regrow serve runs/quickstart` · `regrow serve runs/quickstart --only teacher --only sdd`")
+@app.command(
+    epilog="Examples: `regrow serve runs/quickstart` · `regrow serve runs/quickstart --only teacher --only sdd`"
+)
 def serve(
     run: RunArgument,
     only: Annotated[list[str] | None, typer.Option(help="Serve this model of the run; repeat for more.")] = None,
@@ -123,7 +127,9 @@ def _remembered(run: str) -> Any:
         except (FileNotFoundError, NotADirectoryError):
             continue
         return recipe_file.check(content | {"run_dir": place}, storage.join(place, "recipe.json"))
-    raise recipe_file.BadInput(f"{run!r} is no run: no recipe.json in it; give the directory that `regrow run` wrote to")
+    raise recipe_file.BadInput(
+        f"{run!r} is no run: no recipe.json in it; give the directory that `regrow run` wrote to"
+    )
 
 
 def _stages(story: Any, recipe: Any) -> None:
@@ -136,7 +142,11 @@ def _stages(story: Any, recipe: Any) -> None:
     for step in story.steps(recipe):
         for out in step.outs.values():
             manifest = out.manifest()
-            shown.add_row(step.stage, f"{out.name}-{out.id}", *(("done", f"{manifest['seconds']:.0f}") if manifest else ("to do", "")))
+            shown.add_row(
+                step.stage,
+                f"{out.name}-{out.id}",
+                *(("done", f"{manifest['seconds']:.0f}") if manifest else ("to do", "")),
+            )
     console.print(shown)
 
 

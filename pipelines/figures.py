@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from cluster import storage
 from cluster.artifacts import Artifact, versions
-from pipelines import prompts
+from pipelines import prompts, shards
 from pipelines.recipe import Recipe, objective_of
 from pipelines.screen import say
 from pipelines.steps import Done
@@ -20,7 +20,8 @@ Outs = dict[str, dict[str, Artifact]]
 
 def home(recipe: Recipe) -> str:
     """Where the run's artifacts and report go."""
-    return recipe.run_dir or f"runs/{recipe.name}"
+    place = recipe.run_dir or f"runs/{recipe.name}"
+    return str(Path(place).resolve()) if storage.is_local(place) else place  # workers have a folder of their own
 
 
 def remember(recipe: Recipe) -> None:
@@ -49,12 +50,12 @@ def targets(objective: str, data: Artifact, written: Artifact, out: Path) -> str
     references for sft, the teacher's rewrites (or, fallen back, references) for sdd."""
     rows = records(data, "train")
     if objective == "sdd":
-        from pipelines import generate
-
-        said = {row["id"]: row["target"] for row in generate.rewrites(written.url)}
+        said = {row["id"]: row["target"] for row in shards.rewrites(written.url)}
     else:
         said = {row["id"]: row["reference"] for row in rows}
-    asked = [{"id": r["id"], "prompt": prompts.question(r["context"], r["input"]), "target": said[r["id"]]} for r in rows]
+    asked = [
+        {"id": r["id"], "prompt": prompts.question(r["context"], r["input"]), "target": said[r["id"]]} for r in rows
+    ]
     pq.write_table(pa.Table.from_pylist(asked), out / "data.parquet")
     return str(out / "data.parquet")
 
@@ -81,7 +82,12 @@ def gather(recipe: Recipe, outs: Outs, done: Done) -> Any:
     generation = [{**_summary(written), "data": "self_distill"}] if written and written.manifest() else []
     items = {name: _table(out.at("items.parquet")) for name, out in scored.items()}
     return Inputs(
-        run={"name": recipe.name, "recipe": recipe.model_dump(mode="json"), "seed": recipe.seed, "versions": versions()},
+        run={
+            "name": recipe.name,
+            "recipe": recipe.model_dump(mode="json"),
+            "seed": recipe.seed,
+            "versions": versions(),
+        },
         models=[_model(name, recipe, outs) for name in scored],
         items=items,
         scores={name: out.json("scores.json") for name, out in scored.items()},
@@ -140,10 +146,8 @@ def _summary(out: Artifact) -> dict[str, Any]:
 
 def _samples(url: str) -> list[dict[str, Any]]:
     """A few rewrites of every verdict and task, for the report."""
-    from pipelines import generate
-
     taken: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in generate.rewrites(url):
+    for row in shards.rewrites(url):
         group = taken.setdefault((row["verdict"], row["task"]), [])
         if len(group) < 2:
             group.append({key: row[key] for key in ("task", "reference", "text", "verdict")} | {"prompt": row["input"]})

@@ -62,11 +62,19 @@ class Shaped:
         part["lm_eval"] = [task.rsplit("/", 1)[-1] for task in self.recipe.evaluate.lm_eval]
         digests = {name.rsplit("/", 1)[-1]: digest for name, digest in files.items()}
         inputs = [data] if made is None else [made, data]
-        return _record("evaluate", FORMATS["evaluate"], part, inputs, digests | {"teacher": self.teacher} if made is None else digests)
+        return _record(
+            "evaluate",
+            FORMATS["evaluate"],
+            part,
+            inputs,
+            digests | {"teacher": self.teacher} if made is None else digests,
+        )
 
     def _engine(self) -> dict[str, Any]:
         return self.recipe.teacher.model_dump(include={"max_model_len", "dtype"})
 
 
-def _record(stage: str, version: int, part: dict[str, Any], inputs: list[Artifact], digests: dict[str, str]) -> dict[str, Any]:
+def _record(
+    stage: str, version: int, part: dict[str, Any], inputs: list[Artifact], digests: dict[str, str]
+) -> dict[str, Any]:
     return {"stage": stage, "format": version, "recipe": part, "inputs": [a.id for a in inputs], "digests": digests}

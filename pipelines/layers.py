@@ -131,9 +131,9 @@ def remove(model: Any, removed: Sequence[int]) -> Any:
     total, gone = len(stack), set(removed)
     if not gone <= set(range(total)) or len(gone) == total:
         raise ValueError(f"cannot remove blocks {sorted(gone)} of a model with blocks 0 to {total - 1}; one must stay")
-    kept = [block for block in range(total) if block not in gone]
-    for block in sorted(gone, reverse=True):
-        del stack[block]
+    kept = [index for index in range(total) if index not in gone]
+    for index in sorted(gone, reverse=True):
+        del stack[index]
     for index, block in enumerate(stack):
         for module in block.modules():
             if isinstance(getattr(module, "layer_idx", None), int):
@@ -142,9 +142,9 @@ def remove(model: Any, removed: Sequence[int]) -> Any:
         a_layer_each = isinstance(value, list | tuple) and len(value) == total
         # three end tokens and three layers: a list of tokens is none of layers
         if a_layer_each and not name.endswith(("_token_id", "_token_ids")) and name != "architectures":
-            setattr(config, name, type(value)(value[block] for block in kept))
+            setattr(config, name, type(value)(value[index] for index in kept))
     if isinstance(window := getattr(config, "max_window_layers", None), int):
-        config.max_window_layers = sum(block < window for block in kept)  # layers below it see everything
+        config.max_window_layers = sum(index < window for index in kept)  # layers below it see everything
     config.num_hidden_layers = len(kept)
     return model
 

@@ -45,4 +45,6 @@ def parallelize(model: Any, mesh: DeviceMesh, activation_checkpointing: bool = F
 def _widen(module: torch.nn.Module) -> None:
     """Cast the parameters that are not sharded yet to fp32, unless they are fp64."""
     for parameter in module.parameters():
-        parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+        wide = torch.promote_types(parameter.dtype, torch.float32)
+        if parameter.dtype != wide:
+            parameter.data = parameter.data.to(wide)

@@ -42,7 +42,9 @@ def check(recipe: Recipe, teacher: Path) -> None:
     if depth is None:
         raise ValueError(f"teacher.model: {file} does not say how many layers there are (num_hidden_layers)")
     if "quantization_config" in config:
-        raise ValueError("teacher.model is a quantized checkpoint; give the unquantized one, students are trained from it")
+        raise ValueError(
+            "teacher.model is a quantized checkpoint; give the unquantized one, students are trained from it"
+        )
     layers.check_count(recipe.prune.layers, depth)
 
 
@@ -103,7 +105,9 @@ def _calibration(recipe: Recipe, tokenizer: Any, questions: Sequence[str]) -> li
         questions = random.Random(recipe.seed).sample(list(questions), rows)
     chat = bool(tokenizer.chat_template)
     rendered = [prompts.text(tokenizer, prompts.answer(question)) for question in questions]
-    texts = [tokenizer(text, add_special_tokens=not chat).input_ids[-recipe.teacher.max_model_len :] for text in rendered]
+    texts = [
+        tokenizer(text, add_special_tokens=not chat).input_ids[-recipe.teacher.max_model_len :] for text in rendered
+    ]
     if not texts:
         raise ValueError("prune: no train question to calibrate on; give a [[dataset]] with train rows")
     return texts
@@ -168,15 +172,23 @@ def draw(importance: "Importance", removed: Sequence[int], method: str, to: Path
         figure = Figure(figsize=(13, 3.8), layout="constrained")
         one, every, each = figure.subplots(1, 3)
         starts = importance.angular[size]
-        one.bar(range(len(starts)), starts, color=[CUT if contiguous and l == removed[0] else KEPT for l in range(len(starts))])
+        one.bar(
+            range(len(starts)),
+            starts,
+            color=[CUT if contiguous and l == removed[0] else KEPT for l in range(len(starts))],
+        )
         one.set(title=f"cuts of {size} by start", xlabel="first removed block", ylabel="angular distance")
-        table = [[row[l] if l < len(row) else float("nan") for l in range(total)] for row in importance.angular.values()]
+        table = [
+            [row[l] if l < len(row) else float("nan") for l in range(total)] for row in importance.angular.values()
+        ]
         mesh = every.pcolormesh(range(total), list(importance.angular), table, cmap="viridis", shading="nearest")
         if contiguous:
             every.plot([removed[0]], [size], "o", color=CUT, markersize=7)
         every.set(title="cuts of every size", xlabel="first removed block", ylabel="blocks removed")
         figure.colorbar(mesh, ax=every, label="angular distance")
-        each.bar(range(total), importance.influence, color=[CUT if block in removed else KEPT for block in range(total)])
+        each.bar(
+            range(total), importance.influence, color=[CUT if block in removed else KEPT for block in range(total)]
+        )
         each.set(title="influence of each block", xlabel="block", ylabel="1 − cos(in, out)")
         for axes in (one, each):
             axes.spines[["top", "right"]].set_visible(False)

@@ -28,12 +28,16 @@ class Section(BaseModel):
 class Teacher(Section):
     model: str = Field("tiny", description="`tiny`, a directory, or a hub id with optional @revision")
     max_model_len: int = Field(1024, ge=64, description="Longest prompt plus answer in tokens, for every engine")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="Engine weights; auto: fp32 on CPU, bf16 on GPU")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Engine weights; auto: fp32 on CPU, bf16 on GPU"
+    )
 
 
 class Dataset(Section):
     name: Name = Field(description="How reports call it")
-    source: str = Field(description="`tiny-tasks`, `gsm8k-sample`, or a JSONL, Parquet or CSV file (local, s3://, hf://)")
+    source: str = Field(
+        description="`tiny-tasks`, `gsm8k-sample`, or a JSONL, Parquet or CSV file (local, s3://, hf://)"
+    )
     test_source: str | None = Field(None, description="A file of test rows beside `source`")
     families: tuple[str, ...] = Field((), description="tiny-tasks: the families to train on; empty: test rows only")
     test_families: tuple[str, ...] = Field((), description="tiny-tasks: the families to test on; empty: all")
@@ -45,7 +49,9 @@ class Dataset(Section):
     reference: str = Field("answer", description="Column of the reference answer")
     answer: str | None = Field(None, description="Column of the short right answer; None: taken out of the reference")
     context: str | None = Field(None, description="Column of a text the question is about")
-    kind: Literal["number", "choice", "label", "text", "list", "expression", "none"] = Field("number", description="What the final answer is; none: open-ended")
+    kind: Literal["number", "choice", "label", "text", "list", "expression", "none"] = Field(
+        "number", description="What the final answer is; none: open-ended"
+    )
     max_bad_rows: int = Field(0, ge=0, description="Unreadable rows that are set aside before the run fails")
 
 
@@ -53,7 +59,9 @@ class Prune(Section):
     layers: int = Field(ge=1, description="Decoder blocks to remove")
     method: Literal["angular", "influence", "tail"] = Field("angular", description="How the blocks are chosen")
     calibration_rows: int = Field(128, ge=1, description="Train questions the importance is measured on")
-    baselines: tuple[Literal["angular", "influence", "tail"], ...] = Field(("tail",), description="Other cuts of the same size, scored untrained")
+    baselines: tuple[Literal["angular", "influence", "tail"], ...] = Field(
+        ("tail",), description="Other cuts of the same size, scored untrained"
+    )
 
 
 class Generate(Section):
@@ -66,13 +74,17 @@ class Generate(Section):
 
 
 class Student(Section):
-    name: Annotated[Name, AfterValidator(_objective_first)] = Field(description="Starts with the objective: none, sft, sdd")
+    name: Annotated[Name, AfterValidator(_objective_first)] = Field(
+        description="Starts with the objective: none, sft, sdd"
+    )
     epochs: float = Field(1.0, gt=0, description="Passes over the training rows")
     learning_rate: float = Field(1e-4, gt=0, description="Peak rate of AdamW")
     weight_decay: float = Field(0.0, ge=0, description="Of matrices; norms and biases have none")
     schedule: Literal["cosine", "flat-linear"] = Field("cosine", description="Shape of the rate after warm-up")
     batch_tokens: int = Field(4096, ge=64, description="Padded tokens a step, over all workers")
-    micro_tokens: int = Field(4096, ge=64, description="Padded tokens a forward pass of one worker; more is accumulated")
+    micro_tokens: int = Field(
+        4096, ge=64, description="Padded tokens a forward pass of one worker; more is accumulated"
+    )
     lora_rank: int = Field(0, ge=0, description="0: full fine-tuning")
     lora_alpha: int = Field(16, ge=1, description="LoRA scale is alpha / rank")
     max_length: int = Field(1024, ge=16, description="Rows longer than this (tokens) are set aside and counted")

@@ -147,4 +147,6 @@ def _anchor(content: dict[str, Any], folder: Path) -> None:
                 dataset[key] = dataset[key] if named else anchored(dataset[key], always=True)
     tasks = content.get("evaluate", {}).get("lm_eval", []) if isinstance(content.get("evaluate"), dict) else []
     if isinstance(tasks, list) and tasks:
-        content["evaluate"]["lm_eval"] = [anchored(task, always=str(task).endswith((".yaml", ".yml"))) for task in tasks]
+        content["evaluate"]["lm_eval"] = [
+            anchored(task, always=str(task).endswith((".yaml", ".yml"))) for task in tasks
+        ]

@@ -101,9 +101,7 @@ def pairs(a: Iterable[Item], b: Iterable[Item], tasks: Collection[str] | None = 
     ours, theirs = by_task(a), by_task(b)
     wanted = [task for task in dict.fromkeys((*ours, *theirs)) if tasks is None or task in tasks]
     lonely = [
-        f"{task}/{item}"
-        for task in wanted
-        for item in sorted(ours.get(task, {}).keys() ^ theirs.get(task, {}).keys())
+        f"{task}/{item}" for task in wanted for item in sorted(ours.get(task, {}).keys() ^ theirs.get(task, {}).keys())
     ]
     if lonely:
         more = f" and {len(lonely) - 5} more" if len(lonely) > 5 else ""

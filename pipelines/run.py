@@ -1,7 +1,7 @@
 """The story of a run on one page: the stages in order, what each reads and what it writes.
 
-    prepare ─┬─ prune ──────────┬─ train (one a student) ─┬─ evaluate (one a model) ─ report
-             └─ generate (SDD) ─┘                         └─ teacher, pruned, other cuts
+prepare ─┬─ prune ──────────┬─ train (one a student) ─┬─ evaluate (one a model) ─ report
+         └─ generate (SDD) ─┘                         └─ teacher, pruned, other cuts
 """
 
 from collections.abc import Iterator

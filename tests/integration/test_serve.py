@@ -1,0 +1,204 @@
+"""Two tiny models behind one endpoint: one Ray cluster, one application, real engines on CPU."""
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines import evaluate, lm_tasks
+from pipelines.recipe import Recipe
+from tests import tiny
+
+MARK = "zebra 7731 quagga"  # stands in prompts, and must stand in no log
+TASKS = Path(lm_tasks.__file__).parent / "recipes" / "lm_tasks"
+PORT, LENGTH = 8763, 384
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    # Weights ten times the usual spread: the best token then leads by far more than rounding.
+    home = tmp_path_factory.mktemp("models")
+    return {name: tiny.model_dir(home / name, seed=seed, initializer_range=0.2) for seed, name in enumerate(("a", "b"))}
+
+
+@pytest.fixture(scope="module")
+def url(models: dict[str, Path]) -> Iterator[str]:
+    from cluster.session import session
+    from serving import endpoint
+
+    settings = SimpleNamespace(host="127.0.0.1", port=PORT, max_num_seqs=16)
+    with session("local", None), endpoint.endpoint(models, settings, LENGTH) as base_url:
+        yield base_url
+
+
+def client(url: str) -> Any:
+    import openai
+
+    return openai.OpenAI(base_url=url, api_key="none")
+
+
+def loaded(model: Path) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    return AutoModelForCausalLM.from_pretrained(model, dtype="float32").eval(), AutoTokenizer.from_pretrained(model)
+
+
+def greedy(model: Path, ids: list[int], new: int) -> list[int]:
+    """transformers' greedy continuation, without the end token."""
+    import torch
+
+    net, words = loaded(model)
+    made = net.generate(torch.tensor([ids]), max_new_tokens=new, do_sample=False)[0, len(ids) :].tolist()
+    return [token for token in made if token != words.eos_token_id]
+
+
+def log_likelihood(model: Path, context: list[int], continuation: list[int]) -> float:
+    import torch
+
+    net, _ = loaded(model)
+    ids = torch.tensor([context + continuation])
+    with torch.no_grad():
+        scores = net(ids).logits[0, :-1].log_softmax(-1)
+    picked = scores[torch.arange(len(scores)), ids[0, 1:]]
+    return float(picked[len(context) - 1 :].sum())
+
+
+def test_both_models_are_listed(url: str) -> None:
+    assert {model.id for model in client(url).models.list()} == {"a", "b"}
+
+
+def test_chat_is_the_models_own_greedy_text(url: str, models: dict[str, Path]) -> None:
+    messages = [{"role": "user", "content": f"{MARK}: what is 3 + 4?"}]
+    said = {}
+    for name, path in models.items():
+        _, words = loaded(path)
+        ids = words.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+        reply = client(url).chat.completions.create(model=name, messages=messages, max_tokens=24, temperature=0)
+        said[name] = reply.choices[0].message.content
+        assert said[name] == words.decode(greedy(path, ids, 24), skip_special_tokens=True)
+        assert reply.usage.prompt_tokens == len(ids)
+    assert said["a"] != said["b"]
+
+
+def test_completions_are_greedy_token_by_token(url: str, models: dict[str, Path]) -> None:
+    for name, path in models.items():
+        _, words = loaded(path)
+        for prompt in ("What is 17 + 5?", f"{MARK} 1 2 3", "x"):
+            ids = words(prompt)["input_ids"]
+            more = {"return_token_ids": True}
+            reply = client(url).completions.create(
+                model=name, prompt=prompt, max_tokens=32, temperature=0, extra_body=more
+            )
+            made = [token for token in reply.choices[0].token_ids if token != words.eos_token_id]
+            assert made == greedy(path, ids, 32)
+
+
+def test_echoed_log_probabilities_are_those_of_transformers(url: str, models: dict[str, Path]) -> None:
+    for name, path in models.items():
+        ids = loaded(path)[1](f"{MARK} and 12 + 30 = 42")["input_ids"]
+        asked: dict[str, Any] = {"prompt": ids, "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1}
+        found = client(url).completions.create(model=name, **asked).choices[0].logprobs.token_logprobs
+        assert len(found) == len(ids) + 1 and found[0] is None
+        for i in range(1, len(ids)):
+            # 1e-3: fp32 on both sides, other kernels and other orders of summing
+            assert found[i] == pytest.approx(log_likelihood(path, ids[:i], ids[i : i + 1]), abs=1e-3)
+
+
+def test_other_origins_get_no_permission(url: str) -> None:
+    for method in ("GET", "OPTIONS"):
+        asked = urllib.request.Request(f"{url}/models", method=method, headers={"Origin": "http://elsewhere.example"})
+        asked.add_header("Access-Control-Request-Method", "GET")
+        try:
+            headers = urllib.request.urlopen(asked).headers
+        except urllib.error.HTTPError as error:
+            headers = error.headers
+        assert not [key for key in headers if key.lower().startswith("access-control")]
+
+
+def recipe(**more: Any) -> Recipe:
+    asked = {"max_tokens": 16, "concurrency": 8, "lm_eval_limit": 5} | more
+    return Recipe.model_validate(
+        {
+            "name": "t",
+            "dataset": [{"name": "d", "source": "tiny-tasks"}],
+            "prune": {"layers": 1},
+            "teacher": {"max_model_len": LENGTH},
+            "evaluate": asked,
+        }
+    )
+
+
+def rows(text: str, answer: str) -> list[dict[str, Any]]:
+    """Six test records of two tasks, a seventh that is too long and an eighth without a right answer."""
+    base = {"context": "", "reference": "", "kind": "text", "split": "test", "answer": answer}
+    made = [{**base, "id": str(i), "task": f"task{i % 2}", "input": text} for i in range(6)]
+    made.append({**base, "id": "6", "task": "task0", "input": "word " * 400})
+    return [*made, {**base, "id": "7", "task": "open", "input": text, "answer": "", "kind": "none"}]
+
+
+def test_evaluate_scores_what_the_endpoint_says(url: str, models: dict[str, Path], tmp_path: Path) -> None:
+    from pipelines import answers, prompts
+
+    text = f"{MARK}: say something"
+    _, words = loaded(models["a"])
+    ids = words.apply_chat_template(prompts.answer(text), add_generation_prompt=True)["input_ids"]
+    own = words.decode(greedy(models["a"], ids, 16), skip_special_tokens=True)
+    right = answers.extract(own, "text")
+    summary = evaluate.score(recipe(), url, "a", models["a"], rows(text, right or "-"), tmp_path)
+    items = pq.read_table(tmp_path / "items.parquet").to_pylist()
+    assert [item["id"] for item in items] == [str(i) for i in range(8)]
+    assert all(item["text"] == own for item in items if item["id"] != "6")
+    assert items[6]["finish_reason"] == "refused" and not items[6]["correct"] and summary["refused"] == 1
+    scores = {row["task"]: row for row in json.loads((tmp_path / "scores.json").read_text())}
+    assert set(scores) == {"task0", "task1"}
+    hits = float(right is not None)
+    assert scores["task1"]["value"] == hits and scores["task1"]["n"] == 3 and scores["task1"]["stderr"] == 0
+    assert scores["task0"]["value"] == pytest.approx(hits * 3 / 4) and scores["task0"]["n"] == 4
+
+
+def test_lm_eval_scores_through_the_endpoint(url: str, models: dict[str, Path], tmp_path: Path) -> None:
+    tasks = (str(TASKS / "tiny_answers.yaml"), str(TASKS / "tiny_choices.yaml"))
+    evaluate.score(recipe(lm_eval=tasks), url, "b", models["b"], [], tmp_path)
+    scores = {row["task"]: row for row in json.loads((tmp_path / "scores.json").read_text())}
+    assert scores["tiny_answers"]["metric"] == "exact_match" and scores["tiny_answers"]["n"] == 5
+    _, words = loaded(models["b"])
+    picked = []
+    for line in (TASKS / "tiny_choices.jsonl").read_text().splitlines()[:5]:
+        doc = json.loads(line)
+        context = words.apply_chat_template([{"role": "user", "content": doc["question"]}], add_generation_prompt=True)
+        found = [log_likelihood(models["b"], context["input_ids"], words(c)["input_ids"]) for c in doc["choices"]]
+        picked.append(found.index(max(found)) == doc["label"])
+    assert scores["tiny_choices"]["metric"] == "acc" and scores["tiny_choices"]["n"] == 5
+    assert scores["tiny_choices"]["value"] == pytest.approx(sum(picked) / 5)
+
+
+def test_lm_eval_log_likelihoods_are_those_of_transformers(url: str, models: dict[str, Path]) -> None:
+    from lm_eval.api.instance import Instance
+
+    asked, chat = lm_tasks.served(url, "a", models["a"], 8, LENGTH)
+    assert chat
+    pairs = [("What is 3 + 4?", " The answer is 7."), ("What is", " 1 + 2? The answer is 3."), (MARK, " 12")]
+    found = asked.loglikelihood([Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)])
+    _, words = loaded(models["a"])
+    for (context, continuation), (value, _) in zip(pairs, found, strict=True):
+        whole, first = words(context + continuation)["input_ids"], words(context)["input_ids"]
+        direct = log_likelihood(models["a"], whole[: len(first)], whole[len(first) :])
+        assert value == pytest.approx(direct, abs=5e-3)  # sums of up to 20 tokens, each within some 1e-4
+
+
+def test_no_prompt_stands_in_a_log(url: str) -> None:
+    """Last: after all the requests above."""
+    import ray
+
+    reply = client(url).completions.create(model="a", prompt=f"{MARK} once more", max_tokens=1)
+    assert reply.choices[0].finish_reason == "length"
+    home = Path(ray._private.worker._global_node.get_session_dir_path()) / "logs"
+    logs = [path for path in home.rglob("*") if path.is_file()]
+    assert any("replica" in path.name for path in logs)
+    assert [str(path) for path in logs if MARK.encode() in path.read_bytes()] == []

@@ -1,0 +1,33 @@
+"""The verdict on a rewrite, and the target that follows."""
+
+import pytest
+
+from pipelines.verdicts import target, verdict
+
+ABOUT = {"kind": "number", "answer": "12", "prompt": "Q: what is 5 + 7? Reference answer: five and seven are 12", "reference": "five and seven are 12"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "error", "kind", "expected"),
+    [
+        ("5 + 7 = 12\n#### 12", "stop", "", "number", "match"),
+        ("5 + 7 = 13\n#### 13", "stop", "", "number", "mismatch"),
+        ("I do not know.", "stop", "", "number", "unparsable"),
+        ("", "stop", "", "number", "unparsable"),
+        ("As the reference answer says, #### 12", "stop", "", "number", "unparsable"),
+        ("5 + 7 = 12\n#### 12", "length", "", "number", "truncated"),
+        ("", "", "engine died", "number", "error"),
+        ("Seven and five make twelve.", "stop", "", "none", "unchecked"),
+        ("what is 5 + 7?", "stop", "", "none", "unparsable"),
+        ("x" * 1000, "stop", "", "none", "unparsable"),
+    ],
+)
+def test_verdicts(text: str, reason: str, error: str, kind: str, expected: str) -> None:
+    assert verdict(text=text, finish_reason=reason, error=error, **{**ABOUT, "kind": kind}) == expected
+
+
+def test_only_kept_rewrites_become_targets() -> None:
+    assert target("match", " mine ", "theirs") == "mine"
+    assert target("unchecked", "mine", "theirs") == "mine"
+    for other in ("mismatch", "unparsable", "truncated", "error"):
+        assert target(other, "mine", "theirs") == "theirs"

@@ -1,10 +1,299 @@
-"""TEMPORARY stand-in so that other parts can run: the author of answers.py overwrites this file."""
+"""The final answer said in a text, and whether two answers are the same. Pure and strict.
+
+Models: GSM8K's grader takes the first `#### (-?[0-9.,]+)`; lm-eval's gsm8k `strict-match` does the
+same, its `flexible-extract` the last number of the text, its CoT variant "The answer is N.".
+Rules here, in this order:
+
+1. Text after a stop token or from the next "Question:" / "Q:" on belongs to another turn and is
+   ignored; so is what follows a first `####` number when a second comes without a correction
+   ("wait", "mistake") between. `<<48/2=24>>` annotations go; LaTeX, Markdown, currencies and
+   Unicode digits, minus signs and spaces become plain ASCII.
+2. The last cue decides: `####`, `\\boxed{}`, "answer is", "answer:", "A:" (for choices also
+   "option B", "B is the correct choice"). A cue with nothing behind it passes to the one before; a
+   cue with something unreadable behind it ("the answer is unknown", "3 or 4") gives None. A heading
+   ("#### Step 1", "Answer: Let's think ...", "the answer is as follows:") only moves the start.
+3. Behind a cue a number is read where it stands first ("18 dollars in 3 days"), else after the last
+   "=", else as in 4. A pure expression is worth its value; a date, time, range, list or quantity of
+   several units is None. `30%` is 30, `1 3/4` is 1.75, "3 million" 3000000.
+4. Without a cue: in the last sentence that holds a number, the only bold one, else the one after the
+   last "=", else the last one. None where that sentence ends in alternatives ("3 or 4") or a later
+   one counts in words ("eight are left"). Other kinds take the last line if it is nothing but an answer.
+
+All patterns run in about linear time; numbers of more than 60 digits are no answers.
+"""
+
 import re
-def extract(text, kind):
+import unicodedata
+from collections.abc import Callable
+
+from pipelines import arithmetic
+from pipelines.arithmetic import MAX_CONTENT
+
+KINDS = ("number", "choice", "label", "text", "list", "expression", "none")
+
+_STOP = re.compile(r"</s>|<\|(?:im_end|im_start|eot_id|endoftext|end|eom_id)\|>|<end_of_turn>|<eos>|\[/?INST\]")
+_NEXT_TURN = re.compile(
+    r"(?:^|(?<=\s))[#*]{0,6}\ ?(?:(?:Question|QUESTION|Q)(?:\ ?\d{1,4})?|Human|User|(?<=\#\ )(?:Instruction|Problem))(?:\*\*)?:",
+    re.MULTILINE,
+)
+_HASHES = re.compile(r"#{4,}[ *$]*+-?[$]?\.?\d(?!\d{0,3}[.):]\s+[A-Za-z])")
+_CORRECTION = re.compile(r"\b(?:wait|actually|mistake|sorry|correct(?:ed|ion)|instead|re-?check|however|wrong)\b", re.I)
+_ANNOTATION = re.compile(r"<<([^<>\n]*+)>>(?=(\ ?[-$]?\.?\d)?)")
+
+_CUE = re.compile(
+    r"(?P<hash>\#{4,})"
+    r"|\\f?box(?:ed)?\ ?\{(?P<box>(?:[^{}]++|\{[^{}]*+\})*+)\}"
+    r"|\b(?:answers?|ans)\b(?!['’])[*_]{0,3}(?:\ (?:to|for)\ [^.:=\n]{1,80}?)??\ ?"
+    r"(?:(?::|=|\b(?:is|are|was|would\ be|will\ be|comes\ to)\b)[*_]{0,3}(?:\ (?:that|thus|then|therefore)\b)?\ ?:?"
+    r"|$|\.(?=[A-J]\b))"
+    r"|^[\s>*_#-]{0,12}(?P<line>A|(?:final\ )?ans(?:wer)?)[*_]{0,3}(?:\ ?[:.)=]|\ (?=[($\d-])|\ (?=[A-J]\b))",
+    re.IGNORECASE | re.MULTILINE,
+)
+_CHOICE_CUE = re.compile(
+    r"\b(?i:option|choice)\b(?:\ (?:is|should\ be|would\ be))?\ ?[:=]?(?=\W{0,4}[A-J]\b)"
+    r"|\b(?i:answer|ans)\ (?=\(?[A-J]\)?\W*$)"
+    r"|(?<!\w)(?=\(?[A-J]\)?\ is\ (?:the\ )?(?:correct|right|best)?\ ?(?:answer|choice|option|correct)\b)",
+    re.MULTILINE,
+)
+_LABEL_CUE = re.compile(r"\b(?:label|verdict)\b\ ?(?:is|:|=)", re.IGNORECASE)
+_HEADING = re.compile(r"\W*(?:(?:as follows|below|found|obtained|calculated|given)\b[^.\n\d]*:?$|(?:step|part|case)\b)", re.I)
+_VERDICT = re.compile(r"\W*(?:correct|right|wrong|incorrect|reasonable|verified|consistent)\b", re.I)
+
+_LATEX: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(pattern), new)
+    for pattern, new in (
+        (r"\\[$]", "$"), (r"\\%", "%"), (r"\{,\}", ","), (r"(?<=\d)\\[,!](?=\d{3})", ""), (r"\\[,;:! ]", " "),
+        (r"\\(?:text|mathrm|mathbf|textbf|textit|mbox|operatorname|mathit|rm)\ ?\{([^{}]*+)\}", r"\1"),
+        (r"(?<=\d)\\[dtc]?frac\ ?\{(\d{1,9})\}\ ?\{(\d{1,9})\}", r" \1/\2"),
+        (r"\\[dtc]?frac\ ?\{([^{}]*+)\}\ ?\{(\d{1,9})\}", r"\1/\2"),
+        (r"\\[dtc]?frac\ ?\{([^{}]*+)\}\ ?\{([^{}]*+)\}", r"(\1)/(\2)"), (r"\\[dtc]?frac(\d)(\d)", r"\1/\2"),
+        (r"\\(?:times|cdot|ast)(?![A-Za-z])", "*"), (r"\\div(?![A-Za-z])", "/"),
+        (r"\\(?:left|right|displaystyle|quad|qquad)(?![A-Za-z])", ""), (r"\^\ ?\{?\\circ\}?", " degrees"),
+        (r"\\(?:approx|equiv)(?![A-Za-z])", "="), (r"\\[()\[\]{}\\]", " "),
+    )
+)  # fmt: skip
+_SAME_AS = str.maketrans({"×": "*", "✕": "*", "⋅": "*", "·": "*", "÷": "/", "⁄": "/", "∕": "/", "’": "'", "≈": "=",
+                          "−": "-", "–": "-", "﹣": "-", "‐": "-", "‑": "-", "\r": "\n", "\t": " ", "⇒": " so ", "∴": " so "})  # fmt: skip
+
+
+def _ascii(char: str) -> str:
+    """What a character other than ASCII stands for in an answer."""
+    category = unicodedata.category(char)
+    if category == "Nd":
+        return str(unicodedata.decimal(char))
+    if category in ("Zs", "Sc", "Cf"):
+        return {"Zs": " ", "Sc": "$", "Cf": ""}[category]
+    if unicodedata.decomposition(char).startswith("<fraction>"):
+        return " " + unicodedata.normalize("NFKC", char).replace("⁄", "/")
+    return chr(ord(char) - 0xFEE0) if "！" <= char <= "～" else char
+
+
+def _annotated(match: re.Match[str]) -> str:
+    # A calculator annotation is followed by its result; where a model forgot it, the result is kept.
+    return "" if match[2] or "=" not in match[1] else match[1].rpartition("=")[2]
+
+
+def _clean(text: str) -> str:
+    text = re.sub(r"(?<=\d)[\u2009\u202f\u00a0](?=\d{3}(?!\d))", "", text.replace("\r\n", "\n")).translate(_SAME_AS)
+    odd = {ord(char): _ascii(char) for char in set(text) if char > "\x7f"}
+    text = _ANNOTATION.sub(_annotated, text.translate(odd))
+    if "\\" in text:
+        for _ in range(2):  # twice: \text inside \text, \frac inside \text
+            for pattern, new in _LATEX:
+                text = pattern.sub(new, text)
+    return re.sub(r"=\ ?-\ (?=[\d$.])", "= -", text).replace("`", "")
+
+
+def _first_turn(text: str, kind: str) -> str:
+    text = text.rpartition("</think>")[2]
+    for pattern in (_STOP, _NEXT_TURN):
+        for match in pattern.finditer(text):
+            if text[: match.start()].strip(" \n#*"):  # an echo of the question at the very start is no next turn
+                text = text[: match.start()]
+                break
+    found = list(_HASHES.finditer(text)) if kind == "number" else []
+    for first, second in zip(found, found[1:], strict=False):
+        if not _CORRECTION.search(text, first.end(), second.start()):
+            return text[: text.index("\n", first.end()) if "\n" in text[first.end() : second.start()] else second.start()]
+    return text
+
+
+
+# --- what stands behind a cue, by kind ----------------------------------------
+
+
+def _bare(content: str) -> str:
+    return content.replace("**", " ").replace("__", " ").strip(" \n*_$:=>#")
+
+
+def _number(content: str) -> str | None:
+    value = arithmetic.stated(content)
+    return None if value is None else arithmetic.written(value)
+
+
+_LETTER = re.compile(r"(?:(?:option|choice|letter|answer)\W{0,3}|(?:is|be|will be)\W+){0,2}(\()?\W{0,2}?([A-J])(?![\w'])(\W{0,2}[).:,]|$)?", re.I)
+
+
+def _choice(content: str) -> str | None:
+    content = _bare(content[:MAX_CONTENT])
+    match = _LETTER.match(content.lstrip("[{\"' "))
+    if not match:
+        return None
+    rest = content.lstrip("[{\"' ")[match.end() :]
+    if re.match(r"\W*(?:or|and|,|/)\W*(?:option\W*)?\(?[A-Ja-j]\b(?:\W|$)", rest) or re.search(r"\b(?:or|and)\s*\([a-jA-J]\)", rest[:200]):
+        return None  # several
+    alone = match[1] or match[3] is not None or not rest.strip(" .\"'])}*_\n$")
+    if not alone and (match[2].islower() or match[2] in "AI") and not re.match(r"\s*(?:because|since|as\b|[^\w\s]|\n)", rest):
+        return None  # the article or the pronoun
+    return match[2].upper()
+
+
+def _label(content: str) -> str | None:
+    first = re.split(r"[.,;:!?\n]|\b(?:because|since)\b", _bare(content[:MAX_CONTENT]), maxsplit=1)[0]
+    label = _text(first)
+    return label if label and len(label.split()) <= 3 else None
+
+
+def _text(content: str) -> str | None:
+    content = _bare(content[:MAX_CONTENT]).split("\n")[0]
+    content = re.sub(r"^\(?[A-Ja-j]\)\ ?(?=.)", "", content)  # the letter of a choice whose words follow
+    content = re.split(r"(?<=\w{4})[.!?]\ (?=[A-Z])", content, maxsplit=1)[0]
+    folded = unicodedata.normalize("NFKC", content).casefold().replace("'", "")
+    kept = re.sub(r"(?<=\d)[.,](?=\d)|-(?=\d)|[^\w\s]|_", _kept, folded)
+    return " ".join(kept.split()) or " ".join(folded.split()) or None
+
+
+def _kept(match: re.Match[str]) -> str:
+    if len(match[0]) == 1 and match[0] in ".-" and match.string[match.end() : match.end() + 1].isdigit():
+        return match[0] if match[0] == "." or not match.string[: match.start()][-1:].isalnum() else " "
+    return "" if match[0] == "," and match.string[match.start() - 1 : match.start()].isdigit() else " "
+
+
+def _list(content: str) -> str | None:
+    line = _bare(content[:MAX_CONTENT]).split("\n")[0].rstrip(" .")
+    if ", " in line:
+        line = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", line)
+    if re.search("[,;]", line):
+        parts = re.split(r"[,;]+\s*(?:and\s+)?|\s+and\s+", line)
+    else:
+        parts = [part for part in re.split(r"\s+|->|[<>→&]", line) if part.lower() != "and"]
+    items = [item for part in parts if (item := _item(part))]
+    return (", " if any(" " in item for item in items) else " ").join(items) or None
+
+
+def _item(part: str) -> str:
+    part = " ".join(part.casefold().strip(" \"'[](){}*_.:").split())
+    value = arithmetic.leading(part)
+    if value and value[0] == len(part) and value[1] is not None:
+        return arithmetic.written(value[1]) or ""
+    return part
+
+
+def _expression(content: str) -> str | None:
+    line = _bare(content[:MAX_CONTENT]).split("\n")[0].replace("$", "").rstrip(" .")
+    line = re.sub(r"(?<=[\d)])\s*[xX]\s*(?=[\d(])", "*", line)
+    for side in line.split("=")[:2]:
+        if (found := arithmetic.well_formed(side)) is not None:
+            return found
+    return None
+
+
+_READERS: dict[str, Callable[[str], str | None]] = {
+    "number": _number, "choice": _choice, "label": _label, "text": _text, "list": _list, "expression": _expression,
+}  # fmt: skip
+
+
+# --- the cue, or the last line ------------------------------------------------
+
+
+def _cues(text: str, kind: str) -> list[re.Match[str]]:
+    found = list(_CUE.finditer(text))
+    if also := {"choice": _CHOICE_CUE, "label": _LABEL_CUE}.get(kind):
+        found = sorted([*found, *also.finditer(text)], key=lambda cue: (cue.start(), cue.end()))
+    return found
+
+
+def _cued(text: str, kind: str) -> tuple[bool, str | None, int]:
+    """Whether a cue decides, the answer behind it, and where the text after the last heading starts."""
+    last, until, start = len(text.rstrip()), len(text), 0
+    cues = _cues(text, kind)
+    for cue in reversed(cues):
+        groups = cue.groupdict()
+        content, cue_until, until = text[cue.end() : until][: 2 * MAX_CONTENT], until, cue.start()
+        if groups.get("box") is not None:
+            return True, _READERS[kind](groups["box"]), 0
+        line = content.partition("\n")[0]
+        if groups.get("hash"):
+            words = line.strip(" *#$")
+            heading = words[:1].isalpha() or re.match(r"\d+[.):]\s+[A-Za-z]", words)
+            if kind in ("number", "expression") and heading and cue.end() + len(line) < last:
+                start = max(start, cue.end())
+                continue
+            content = line
+        if not content.strip(" \n*_$:.=#()[]") and kind != "text" or not content.strip() or _VERDICT.match(content):
+            continue
+        if _HEADING.match(content.strip().partition("\n")[0]) and kind != "text":
+            start = max(start, cue.end())
+            continue
+        found = _READERS[kind](content)
+        prose = groups.get("line") or text[cue.end() - 1] in ":*"
+        if prose and len(text[cue.end() : cue_until].strip()) > len(line.strip()) > 0 and line.strip()[:1].isalpha():
+            start = max(start, cue.end())
+            continue
+        return True, found, 0
+    return bool(cues) and not start, None, start
+
+
+def _last_line(text: str, kind: str) -> str | None:
+    lines = text.strip()[-10 * MAX_CONTENT :].strip().split("\n")
+    line = _bare(lines[-1])
+    if kind == "choice":
+        listed = re.compile(r"\(?[A-Ja-j]\s?[).:]")
+        if len(lines) > 1 and listed.match(_bare(lines[-2])) and listed.match(line):
+            return None  # the options themselves
+        return _choice(re.sub(r"^(?:so|thus|hence|therefore)\W+", "", line, flags=re.I))
+    if kind == "expression":
+        return _expression(line)
     if kind == "list":
-        m = re.findall(r"(?:####|[Aa]nswer is|answer:)\s*(.+)", text)
-        return " ".join(m[-1].replace(",", " ").rstrip(".").split()).lower() if m else None
-    m = re.findall(r"(?:####|[Aa]nswer is|answer:)\s*(-?\d+)", text)
-    return m[-1] if m else None
-def same(a, b, kind):
-    return a == b
+        found = _list(line.rpartition(":")[2])
+        return found if found and all(len(item.split()) <= 3 for item in re.split(", ", found)) or found and ", " not in found and len(lines) == 1 else None
+    found = _READERS[kind](line)
+    short = len(line.split()) <= (3 if kind == "label" else 12)
+    return found if short and (kind == "label" or len(lines) == 1) else None
+
+
+def extract(text: str, kind: str) -> str | None:
+    """The final answer that `text` says, normalised for `kind`; None where it says none that is clear.
+
+    Args: text, any string; kind, one of `KINDS` (for "none" there is never an answer).
+    Raises ValueError for an unknown kind, nothing for any text."""
+    if kind not in KINDS:
+        raise ValueError(f"unknown answer kind {kind!r}; known are {', '.join(KINDS)}")
+    if kind == "none":
+        return None
+    turn = _first_turn(_clean(text), kind)
+    decided, found, start = _cued(turn, kind)
+    if decided:
+        return found
+    if kind == "number":
+        value = arithmetic.concluded(turn[start:])
+        return None if value is None else arithmetic.written(value)
+    return _last_line(turn[start:], kind)
+
+
+def same(a: str, b: str, kind: str) -> bool:
+    """Whether two answers, extracted ones or short raw ones, are equal under `kind`.
+
+    Numbers and expressions compare by exact value, everything else by its normalised form; what
+    cannot be read is equal to nothing. Raises ValueError for an unknown kind."""
+    if kind not in KINDS:
+        raise ValueError(f"unknown answer kind {kind!r}; known are {', '.join(KINDS)}")
+    if kind == "none":
+        return False
+    left, right = (_READERS[kind](_clean(side)) for side in (a, b))
+    if left is None or right is None:
+        return False
+    if kind in ("number", "expression"):
+        value = arithmetic.evaluate(left)
+        return value is not None and value == arithmetic.evaluate(right)
+    return left == right

@@ -14,9 +14,10 @@ MAX_TOKENS = 300
 MAX_DEPTH = 40
 MAX_PLACES = 12  # decimals written out; beyond, a value is written p/q
 MAX_BITS = 600
+MAX_CONTENT = 2000  # characters behind a cue that are looked at
 SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 
-_INTEGER = r"(?:\d{1,3}(?:,\d{3}){1,8}(?![\d,]*\d)|\d{1,2}(?:,\d{2}){1,6},\d{3}(?!\d)|\d++)"
+_INTEGER = r"(?:(?<=\$)\d{1,3}(?:\ \d{3}){1,4}(?![\d,])|\d{1,3}(?:,\d{3}){1,8}(?!\d|,\d)|\d{1,2}(?:,\d{2}){1,6},\d{3}(?!\d)|\d++)"
 # A minus is a sign only where nothing before it can be subtracted from: "5 -3" and "10-3" hold none.
 _NUMBER = re.compile(
     r"(?P<sign>(?<![\w).%\]-])(?<![\d)%]\ )-(?=\$?\ ?[\d.]))?(?:\$\ ?(?P<inner>-?))?(?<!\w)(?<!\d\.)(?<!\d:)"
@@ -25,13 +26,13 @@ _NUMBER = re.compile(
     rf"|(?P<digits>{_INTEGER}(?:\.\d++)?|\.\d++)"
     r"(?:[eE](?P<exp>[+-]?\d{1,9})(?!\w)|\ ?[*x]\ ?10\ ?\^\ ?[{(]?(?P<ten>-?\d{1,9})[)}]?)?)"
     r"(?:\ (?P<scale>hundred|thousand|million|billion|trillion)\b)?"
-    r"(?!:\d)(?![xyznXYZ]\b)"
+    r"(?::00(?!\d))?(?!:\d)(?![xyznXYZ]\b)"  # on the hour, a time is its hour
 )  # fmt: skip
 _TOKEN = re.compile(rf"\s*+(?:({_INTEGER}(?:\.\d*+)?|\.\d++)|([-+*/()]))")
 
 
 def _decimal(digits: str, exponent: int = 0) -> Fraction | None:
-    digits = digits.replace(",", "")
+    digits = re.sub("[, ]", "", digits)
     if len(digits) > MAX_DIGITS or abs(exponent) > MAX_EXPONENT:
         return None
     return Fraction(digits.rstrip(".")) * Fraction(10) ** exponent
@@ -92,10 +93,19 @@ def tokens(text: str) -> list[str] | None:
 
 
 class _Parser:
-    """Recursive descent over tokens; raises ValueError or ZeroDivisionError, both caught in `evaluate`."""
+    """Recursive descent over tokens; raises ValueError on what is no expression. `defined` turns False
+    on a division by zero, so that the rest is still checked for its form."""
 
     def __init__(self, found: list[str]) -> None:
         self.left = found[::-1]
+        self.defined = True
+
+    def whole(self) -> Fraction:
+        """All tokens as one sum."""
+        value = self.sum(0)
+        if self.left:
+            raise ValueError("something follows the expression")
+        return value
 
     def take(self, wanted: str) -> str:
         """The next token if it is one of `wanted`, else the empty string."""
@@ -116,7 +126,10 @@ class _Parser:
         value = self.factor(depth)
         while sign := self.take("*/"):
             factor = self.factor(depth)
-            value = value * factor if sign == "*" else value / factor
+            if sign == "/":
+                self.defined &= factor != 0
+                factor = 1 / (factor or Fraction(1))
+            value *= factor
         return value
 
     def factor(self, depth: int) -> Fraction:
@@ -143,23 +156,123 @@ def well_formed(text: str) -> str | None:
     if found is None:
         return None
     try:
-        parser = _Parser(found)
-        parser.sum(0)
-        return None if parser.left else "".join(found)
+        _Parser(found).whole()
     except ValueError:
         return None
-    except ZeroDivisionError:
-        return "".join(found)
+    return "".join(found)
 
 
 def evaluate(text: str) -> Fraction | None:
-    """The exact value of an expression, or None where it is none, too large, or divides by zero."""
+    """The exact value of an expression, or None where it is none or divides by zero."""
     found = tokens(text)
     if found is None:
         return None
+    parser = _Parser(found)
     try:
-        parser = _Parser(found)
-        value = parser.sum(0)
-    except (ValueError, ZeroDivisionError):
+        value = parser.whole()
+    except ValueError:
         return None
-    return None if parser.left else value
+    return value if parser.defined else None
+
+
+_LEAD = re.compile(
+    r"[\s*_$(\"'\[:=>~]*+(?:(?:approximately|about|around|exactly|only|just|roughly|simply|equal to|a total of|therefore|thus|so"
+    r"|Rs\.?|INR|USD|US(?=\$)|EUR|GBP|[a-zA-Z]\ ?=(?!=))[\s*_$(:]*+){0,3}", re.IGNORECASE)  # fmt: skip
+_SENTENCE_END = re.compile(r"(?<![.\s]\w)(?<!\bRs)(?<!\bMr)(?<!\bMs)(?<!\bMrs)(?<!\bDr)[.!?][*_\"')\]]*+(?=\s|$)|\n")
+_REASON = re.compile(r"\b(?:because|since|as|so|which|where|if|when|after)\b|;|,(?!\d)", re.IGNORECASE)
+_OPERATED = re.compile(r"[%$)\s]*+(?:[-+/^]|\*(?!\*)|x\b)[\s$(]*[\d.]|[%$)\s]*+\*(?!\*)\s*[\d$(]")
+_SEVERAL = re.compile(r"\s*(?:%|[a-z]+)?\ (?:and|or|to)\ \$?\d|\s*-\ ?\$?\d|,\ ?\d|\ \d|\.\d|/\d|:\d|\s?(?:or|to)\b\ ?\$?\d", re.I)
+_RELATIVE = re.compile(r"\W*(?:\w+\ )?(?:(?:more|less|fewer|greater)\ than|times\ (?:as|more|the)|(?:percent\ )?of\ (?:the\ )?\$?\d)", re.I)
+_ASIDE = re.compile(r"\b(?:because|than)\b|>", re.IGNORECASE)
+_RANGED = re.compile(r"\d%?\ ?(?:\bor\b|\bto\b|-|,)\ ?\$?$|:$|\bbetween\ \$?\d+\ and\ \$?$")
+_ORDINAL = re.compile(r"(?:st|nd|rd|th)\b")
+_WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
+_WORDED = re.compile(rf"\b(?:{'|'.join(_WORDS[2:])}|twenty|thirty|forty|fifty)\b", re.IGNORECASE)
+_BOLD = re.compile(r"\*\*([^*\n]{1,80})\*\*")
+
+
+def _plain(text: str) -> str:
+    return text.replace("**", " ").replace("__", " ")
+
+
+def _after_equals(clause: str) -> Fraction | None:
+    """The number after the last "=" of a clause."""
+    rest = clause.rpartition("=")[2]
+    found = numbers(rest)
+    if not found and re.fullmatch(r"\W*[A-Za-z]\W*", rest):  # "10 = b"
+        before = numbers(clause.rpartition("=")[0].rpartition("=")[2])
+        return before[0][2] if len(before) == 1 else None
+    if not found or len(rest[: found[0][0]].split()) > 4:
+        return None
+    if _OPERATED.match(rest, found[0][1]) or rest[: found[0][0]].strip().startswith("("):
+        return evaluate(rest.strip(" .*$")[:200].replace("$", ""))
+    return found[0][2]
+
+
+def _concluded(sentence: str) -> Fraction | None:
+    """The number a sentence of prose comes to: rule 4."""
+    bold = [found for part in _BOLD.findall(sentence) if len(found := numbers(part)) == 1]
+    if len(bold) == 1:
+        return bold[0][0][2]
+    clause = _plain(sentence)
+    for reason in _ASIDE.finditer(clause):  # what follows only supports or compares
+        if numbers(clause[: reason.start()]):
+            clause = clause[: reason.start()]
+            break
+    if "=" in clause:
+        rest = clause.rpartition("=")[2]
+        later = re.split(r",(?!\d)|;|\b(?:so|therefore|thus|which means)\b", rest)
+        if not any(numbers(part) for part in later[1:]):
+            return _after_equals(clause)
+        clause = rest
+    found = numbers(clause)
+    counted = [number for number in found if not _ORDINAL.match(clause, number[1])] or found
+    if not counted or (len(counted) > 1 and _RANGED.search(clause, max(counted[-1][0] - 30, 0), counted[-1][0])):
+        return None
+    start = counted[-1][0]
+    if re.search(r"[-+*/^x]\ ?\$?\(*$", clause[:start]) and len(counted) > 1:
+        return None  # an operation without its result
+    return counted[-1][2]
+
+
+def _sentences_reversed(text: str) -> list[str]:
+    return [part for part in _SENTENCE_END.split(text[-20 * MAX_CONTENT :]) if part.strip()][::-1]
+
+
+def concluded(text: str) -> Fraction | None:
+    for sentence in _sentences_reversed(text):
+        if numbers(sentence) or re.search(r"\d", sentence):
+            return _concluded(sentence)
+        if _WORDED.search(sentence):
+            return None
+    return None
+
+
+def stated(content: str) -> Fraction | None:
+    """The number that `content`, the text behind a cue, begins with or comes to: rule 3."""
+    plain = _plain(content[:MAX_CONTENT]).strip()
+    start = lead.end() if (lead := _LEAD.match(plain)) else 0
+    if start and plain[start - 1] == "$":
+        start -= 1
+    if plain[:start].rstrip(" $").endswith("("):  # an expression may begin with its bracket
+        whole = evaluate(plain.partition("=")[0].rstrip(" .*$").replace("$", ""))
+        if whole is not None:
+            return whole
+    sentence = _SENTENCE_END.split(plain[start:])[0]
+    clause = _REASON.split(sentence)[0]
+    if re.match(r"\d++[/-]\d++[/-]\d", clause):
+        return None
+    found = leading(clause)
+    if found is None:
+        word = re.match(r"[A-Za-z]+", clause)
+        if word and word[0].lower() in _WORDS:
+            return Fraction(_WORDS.index(word[0].lower())) if len(clause.split()) < 4 else None
+        return _after_equals(clause) if "=" in clause else _concluded(_SENTENCE_END.split(content.strip())[0])
+    if "=" in clause:
+        return _after_equals(clause)
+    end, value = found
+    if _OPERATED.match(clause, end):
+        return evaluate(clause.rstrip(" .*$").replace("$", "").replace("x", "*"))
+    if _SEVERAL.match(sentence, end) or _RELATIVE.match(sentence, end) or re.match(r"[A-Za-z ]*\ and\ \$?\d", clause[end:]):
+        return None
+    return value

@@ -57,7 +57,8 @@ def score(
     items = ask_all(recipe, base_url, name, model, rows)
     own_seconds = time.monotonic() - began
     pq.write_table(pa.Table.from_pylist(items, ITEMS), out / "items.parquet")
-    scores, tables = own_scores(items), {}
+    scores = own_scores(items)
+    tables: dict[str, Any] = {}
     if recipe.evaluate.lm_eval:
         from pipelines import lm_tasks
 

@@ -31,6 +31,12 @@ def remember(recipe: Recipe) -> None:
     fs.pipe_file(path, recipe.model_dump_json(indent=2).encode())
 
 
+def cuts(recipe: Recipe, pruned: dict[str, Artifact]) -> dict[str, Artifact]:
+    """The pruned, untrained models by the name they are served and scored under: `pruned` for the cut
+    that students start from, the method's name for the others."""
+    return {"pruned" if method == recipe.prune.method else method: out for method, out in pruned.items()}
+
+
 def records(data: Artifact, split: str) -> list[dict[str, Any]]:
     """The records of one split."""
     rows = pq.read_table(io.BytesIO(storage.read(data.at("records.parquet")))).to_pylist()
@@ -121,19 +127,21 @@ def _warnings(generation: list[dict[str, Any]], items: dict[str, list[dict[str, 
 
 def _model(name: str, recipe: Recipe, outs: Outs) -> dict[str, Any]:
     """One row of the report's models."""
-    cuts = {method: _summary(out) for method, out in outs["prune"].items()}
-    cut = cuts[recipe.prune.method]
+    made = cuts(recipe, outs["prune"])
+    cut = _summary(made["pruned"])
     common = {"name": name, "label": name, "seed": recipe.seed, "objective": None, "removed_layers": []}
     if name == "teacher":
         return common | {"kind": "teacher", "parameters": cut["parameters_before"], "checkpoint": recipe.teacher.model}
-    if name in cuts:
-        made = cuts[name]
-        said = {"kind": "pruned", "label": f"pruned ({name})", "objective": "none"}
-        checkpoint = outs["prune"][name].at("model")
-        return common | said | _pick(made) | {"checkpoint": checkpoint}
+    if name in made:
+        summary = _summary(made[name])
+        said = {"kind": "pruned", "label": f"{_CUT[summary['method']]}, untrained", "objective": "none"}
+        return common | said | _pick(summary) | {"checkpoint": made[name].at("model")}
     student = next(s for s in recipe.student if s.name == name)
     said = {"kind": "student", "objective": objective_of(name), "checkpoint": outs["train"][name].at("model")}
     return common | said | _pick(cut) | {"seed": recipe.seed if student.seed is None else student.seed}
+
+
+_CUT = {"angular": "pruned by angular distance", "influence": "pruned by block influence", "tail": "tail drop"}
 
 
 def _pick(cut: dict[str, Any]) -> dict[str, Any]:

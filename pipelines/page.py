@@ -25,8 +25,8 @@ def render(inputs: report.Inputs, made: Made) -> str:
     environment.filters |= {"percent": percent, "short": short, "took": took, "signed": signed}
     title, lead = report.headline(inputs, made)
     view = {
-        "title": title,
-        "lead": lead,
+        "title": _kept_together(title),
+        "lead": _kept_together(lead),
         "style": {name: style(inputs, name) for name in (m["name"] for m in inputs.models)},
         "label": {model["name"]: str(model.get("label") or model["name"]) for model in inputs.models},
         "recovery": recovery(inputs, made),
@@ -43,6 +43,11 @@ def render(inputs: report.Inputs, made: Made) -> str:
         "items": len(next(iter(inputs.items.values()), [])),
     }
     return environment.get_template("report.html.j2").render(made=made, run=inputs.run, parts=PARTS, **view)
+
+
+def _kept_together(text: str) -> str:
+    """`text` with narrow no-break spaces before per cent signs and no break inside `in-domain`."""
+    return text.replace(" %", "\u202f%").replace("-domain", "\u2011domain").replace("-of-", "\u2011of\u2011")
 
 
 def percent(share: float | None, digits: int = 1) -> str:

@@ -93,7 +93,7 @@ def bars(rows: Sequence[Bar], top: float | None = None, line: float | None = Non
         if row.value is not None:
             parts.append(element("rect", class_=f"fill {row.style}", width=place(row.value), height="100%", rx=3))
         if line is not None:
-            parts.append(element("line", class_="reference", x1=place(line), x2=place(line), y1=-5, y2=25))
+            parts.append(element("line", class_="reference", x1=place(line), x2=place(line), y1=-2, y2=22))
         if row.ends:
             low, high = map(place, row.ends)
             for kind in ("halo", "whisker"):
@@ -117,7 +117,7 @@ def forest(rows: Sequence[Bar]) -> Markup:
     for row in rows:
         parts = [element("title", row.note)] if row.note else []
         parts.append(element("line", class_="grid", x1=0, x2="100%", y1=10, y2=10))
-        parts.append(element("line", class_="reference", x1="50%", x2="50%", y1=-5, y2=25))
+        parts.append(element("line", class_="reference", x1="50%", x2="50%", y1=-2, y2=22))
         if row.ends:
             low, high = map(place, row.ends)
             parts.append(element("line", class_="whisker", x1=low, x2=high, y1=10, y2=10))

@@ -37,6 +37,8 @@ def check(recipe: Recipe, teacher: Path) -> None:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"teacher.model: {file} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"teacher.model: {file} is not a JSON object")
     text = config.get("text_config") or config
     depth = next((text[key] for key in DEPTHS if isinstance(text.get(key), int)), None)
     if depth is None:

@@ -102,13 +102,13 @@ def recovered(inputs: Inputs, model: Mapping[str, Any]) -> dict[str, Any]:
     """One model's row of `recovery`: averages, recovery and the 95 % intervals of both."""
     teacher = next(iter(inputs.named("teacher")), None)
     settings = {"seed": inputs.seed, "resamples": inputs.bootstrap}
-    rows, parts = inputs.items[model["name"]], inputs.parts()
+    rows = inputs.items[model["name"]]
     tasks = {"in_domain": inputs.in_domain, "out_of_domain": {row["task"] for row in rows} - inputs.in_domain}
     row: dict[str, Any] = {"model": model["name"], "seed": model.get("seed")}
     row |= {"average": recovery.average(rows)} | {part: recovery.average(rows, of) for part, of in tasks.items()}
-    for part, of in parts.items():
+    theirs = inputs.items[teacher] if teacher else None
+    for part, of in {"overall": None, **tasks}.items():
         suffix = "" if part == "overall" else f"_{part}"
-        theirs = inputs.items[teacher] if teacher else None
         found = recovery.recovery(theirs, rows, of, **settings) if theirs else recovery.NOTHING
         row |= {f"recovery{suffix}": found.value, f"ci95{suffix}": found.ends}
         mean = recovery.interval(rows, of, **settings)
@@ -175,19 +175,20 @@ def headline(inputs: Inputs, made: Mapping[str, Any]) -> tuple[str, str]:
     if not cuts:
         return "No verdict: the run has not scored a pruned model.", ""
     cut = rows[cuts[0]]
-    kept = f"Pruning left {cut['recovery']:.1f} % of the teacher's quality{_within(cut['ci95'])}."
+    kept = f"Pruning left {cut['recovery']:.1f} % of the teacher’s quality{_within(cut['ci95'])}."
     if not students:
         return kept, "No student has been trained and scored yet."
     star = (inputs.objective("sdd") or students)[0]
     got, gain = rows[star], difference(inputs, star, cuts[0])
-    back = f"from {cut['recovery']:.0f} % to {got['recovery']:.0f} % of the teacher's"
+    back = f"from {cut['recovery']:.0f} % to {got['recovery']:.0f} % of the teacher’s"
     if gain.low is not None and gain.low > 0:
         first = f"Quality grew back {back}"
     elif gain.high is not None and gain.high < 0:
-        first = f"Training made the pruned model worse, {back} quality"
+        first = f"Training made the pruned model worse, {back}"
     else:
         first = f"Quality did not clearly grow back: {back}"
-    measured = f"{_label(inputs, star)} reaches {got['recovery']:.1f} % of the teacher's average{_within(got['ci95'])}"
+    reached = f"{got['recovery']:.1f} % of the teacher’s average{_within(got['ci95'])}"
+    measured = f"{_smaller(inputs, teacher, star)}{_label(inputs, star)} reaches {reached}"
     measured += f"; the pruned model without training {cut['recovery']:.1f} %{_within(cut['ci95'])}."
     sft = next(iter(inputs.objective("sft")), None)
     if sft is None or star not in inputs.objective("sdd"):
@@ -195,15 +196,23 @@ def headline(inputs: Inputs, made: Mapping[str, Any]) -> tuple[str, str]:
     return f"{first}, and {_versus(difference(inputs, star, sft))}.", measured + _apart(inputs, star, sft)
 
 
+def _smaller(inputs: Inputs, teacher: str, student: str) -> str:
+    size = {model["name"]: model.get("parameters") for model in inputs.models}
+    if not size.get(teacher) or not size.get(student):
+        return ""
+    return f"With {100 * (1 - size[student] / size[teacher]):.0f} % fewer parameters, "
+
+
 def _versus(found: Interval) -> str:
     low, high, value = found.low or 0.0, found.high or 0.0, found.value or 0.0
-    span = f"(95 % interval {_signed(low)} to {_signed(high)})"
-    points = f"{abs(100 * value):.1f} points"
+    near, far = sorted((abs(low), abs(high)))
+    by = f"by {abs(100 * value):.1f} points (95 % interval {100 * near:.1f} to {100 * far:.1f})"
     if low > 0:
-        return f"self-data distillation beat plain fine-tuning by {points} {span}"
+        return f"self-data distillation (SDD) beat plain fine-tuning (SFT) {by}"
     if high < 0:
-        return f"self-data distillation fell behind plain fine-tuning by {points} {span}"
-    return f"self-data distillation and plain fine-tuning cannot be told apart: {_signed(value)} points {span}"
+        return f"self-data distillation (SDD) fell behind plain fine-tuning (SFT) {by}"
+    span = f"{_signed(value)} points (95 % interval {_signed(low)} to {_signed(high)})"
+    return f"self-data distillation (SDD) and plain fine-tuning (SFT) cannot be told apart: {span}"
 
 
 def _apart(inputs: Inputs, a: str, b: str) -> str:

@@ -51,7 +51,8 @@ def again(recipe: Recipe) -> dict[str, Any] | None:
 
 def servable(recipe: Recipe, only: list[str]) -> dict[str, Path]:
     """Model name → checkpoint directory of what a run has made, the teacher first. Raises BadInput."""
-    made = {name: out for s in steps(recipe) if s.stage in ("prune", "train") for name, out in s.outs.items()}
+    outs = {s.stage: s.outs for s in steps(recipe)}
+    made = figures.cuts(recipe, outs["prune"]) | outs["train"]
     found = {"teacher": models.resolve(recipe.teacher.model)}
     found |= {name: out.local() / "model" for name, out in made.items() if out.manifest()}
     for name in only:
@@ -114,7 +115,7 @@ def steps(recipe: Recipe) -> list[Step]:
     shapes = {s.name: shaped.train(s, cut, written if objective_of(s.name) == "sdd" else data) for s in students}
     train_step = step(home, "train", shapes, trained, ray=True)
 
-    scored: dict[str, Artifact | None] = {"teacher": None, **prune_step.outs, **train_step.outs}
+    scored: dict[str, Artifact | None] = {"teacher": None, **figures.cuts(recipe, prune_step.outs), **train_step.outs}
 
     def evaluated(outs: dict[str, Artifact]) -> Made:
         from pipelines import evaluate

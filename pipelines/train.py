@@ -25,6 +25,7 @@ SHOW_SECONDS = 5.0
 ENVIRONMENT = {  # Ray Train's own settings, unless the user has set them
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the default of 2 s is waited for at start, checkpoint and end
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # on a busy machine the default of 60 s starts over for ever
 }
 
 
@@ -89,7 +90,6 @@ def _fit(
     """Run the workers while showing progress. Ray Train runs in a thread of its own: in the main thread
     it would put its own SIGINT handler in place and leave it there."""
     import ray
-    import torch
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
@@ -98,7 +98,7 @@ def _fit(
 
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    gpu = torch.cuda.is_available()
+    gpu = ray.cluster_resources().get("GPU", 0) >= workers  # of the cluster: the driver's node may have none
     progress = storage / "progress.json"
     trainer = TorchTrainer(
         worker.train,
@@ -110,7 +110,9 @@ def _fit(
             "progress": str(progress.resolve()),
         },
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker=None if gpu else {"CPU": 1}),
+        scaling_config=ScalingConfig(
+            num_workers=workers, use_gpu=gpu, resources_per_worker=None if gpu else {"CPU": 1}
+        ),
         run_config=RunConfig(
             name="run",
             storage_path=str(storage.resolve()),

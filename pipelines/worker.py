@@ -36,7 +36,8 @@ def train(config: dict[str, Any]) -> None:
     rank, ranks = dist.get_rank(), dist.get_world_size()
     _settle(ray.train.get_context().get_local_world_size())
     mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (ranks,))
-    model = parallel.parallelize(load(config["pruned"], student, config["seed"]), mesh, student.activation_checkpointing)
+    model = load(config["pruned"], student, config["seed"])
+    parallel.parallelize(model, mesh, student.activation_checkpointing)
     optimizer = loop.optimizer_for(model, student.learning_rate, student.weight_decay)
     done: list[dict[str, Any]] = []
     if start:

@@ -62,18 +62,21 @@ def endpoint(models: dict[str, Path], settings: Settings, max_model_len: int, dt
 
 
 def serve_forever(models: dict[str, Path], settings: Settings, max_model_len: int, dtype: str = "auto") -> None:
-    """Serve until Ctrl-C or SIGTERM; prints the address and how to ask it. Returns once all is down."""
-    stop = threading.Event()
-    previous = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    """Serve until Ctrl-C or SIGTERM; prints the address and how to ask it. Once all is down, the
+    KeyboardInterrupt goes on to the caller, or for SIGTERM a SystemExit(143)."""
+
+    def terminated(*_: object) -> None:
+        raise SystemExit(143)
+
+    previous = signal.signal(signal.SIGTERM, terminated)  # Ray's own handler would leave with another status
     try:
         print(f"starting {len(models)} engine(s): {', '.join(models)} …", flush=True)
         with endpoint(models, settings, max_model_len, dtype) as base_url:
             print(how_to_ask(base_url, list(models)), flush=True)
-            stop.wait()
-            print("stopping …", flush=True)
+            threading.Event().wait()
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGTERM, previous)
+        print("stopped", flush=True)
 
 
 def how_to_ask(base_url: str, models: list[str]) -> str:

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ IN_DOMAIN = ("story", "sort", "count")
 OUTSIDE = ("addition", "compare", "modulo", "reverse", "sequence")
 #                in-domain, out-of-domain: chance that an item the teacher solves is solved
 MODELS = {"teacher": (1.0, 1.0), "angular": (0.2, 0.25), "tail": (0.02, 0.03), "sft": (0.88, 0.45), "sdd": (0.9, 0.8)}
-ANGLES = (0.31, 0.22, 0.17, 0.11, 0.08, 0.07, 0.12, 0.29)
+ANGLES = (0.31, 0.24, 0.19, 0.15, 0.09, 0.07, 0.08, 0.29)
 HOSTILE = "<script>document.documentElement.dataset.owned='yes'</script><img src=x onerror=\"document.title='owned'\">"
 LONG = "Donaudampfschifffahrtselektrizitätenhauptbetriebswerkbauunterbeamtengesellschaft" * 4
 
@@ -34,7 +35,7 @@ def example(n: int = 50) -> Inputs:
             hard = rng.random() < 0.06
             for name, chances in MODELS.items():
                 right = not hard and rng.random() < chances[task in OUTSIDE]
-                items[name].append({"id": f"{task}-{i:03d}", "task": task, "correct": right, "text": "…", "answer": "1"})
+                items[name].append({"id": f"{task}-{i:03d}", "task": task, "correct": right, "text": "…"})
     recipe = recipe_file.load("quickstart").model_dump(mode="json")
     return Inputs(
         run={"name": "quickstart", "recipe": recipe, "seed": 0, "created": "2026-11-21T07:00:00+00:00",
@@ -110,17 +111,17 @@ def samples() -> list[dict]:
 
 def hostile() -> Inputs:
     """Every string that can come from data is markup, a very long word or a strange script."""
-    made = example()
+    made, foul = example(), f"{HOSTILE}{LONG}"
     sample = {"prompt": HOSTILE, "reference": LONG, "text": f"{HOSTILE} &amp; שלום 你好 🧮 \x00", "verdict": "match"}
     return replace(
         made,
-        run={**made.run, "name": HOSTILE, "created": HOSTILE, "versions": {HOSTILE: LONG}, "command": f"{LONG} {HOSTILE}"},
-        models=[{**m, "label": f"{m['name']} {HOSTILE} {LONG}", "checkpoint": f"s3://{LONG}/{HOSTILE}"} for m in made.models],
+        run={**made.run, "name": HOSTILE, "created": HOSTILE, "versions": {HOSTILE: LONG}, "command": foul},
+        models=[{**m, "label": f"{m['name']} {foul}", "checkpoint": f"s3://{LONG}/{HOSTILE}"} for m in made.models],
         samples=[{**sample, "task": HOSTILE}, *({**row, "task": LONG} for row in made.samples)],
-        generation=[{**made.generation[0], "data": f"{HOSTILE}{LONG}"}],
-        stages=[{"name": HOSTILE + LONG, "id": HOSTILE, "seconds": 3.0, "reused": False}],
+        generation=[{**made.generation[0], "data": foul}],
+        stages=[{"name": foul, "id": HOSTILE, "seconds": 3.0, "reused": False}],
         warnings=[HOSTILE, LONG],
-        items={name: [{**row, "task": f"{row['task']}{HOSTILE}" if row["task"] == "sort" else row["task"]} for row in rows]
+        items={name: [{**row, "task": row["task"].replace("sort", foul)} for row in rows]
                for name, rows in made.items.items()},
     )  # fmt: skip
 
@@ -142,29 +143,43 @@ def chromium(tmp_path: Path, page: Path, *flags: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=240).stdout
 
 
-def looked_at(tmp_path: Path, page: Path, width: int) -> dict:
-    """What a window of `width` px holds with every fold open: the page runs unchanged in a frame, and
-    a script outside it measures."""
-    script = """onload = () => {
-      const it = document.querySelector('iframe').contentDocument, root = it.documentElement;
-      it.querySelectorAll('details').forEach(d => d.open = true);
-      const fits = e => e.closest('.scroll, pre') || e.getBoundingClientRect().right <= WIDTH + 1;
-      document.body.textContent = JSON.stringify({
-        width: root.clientWidth, content: Math.max(root.scrollWidth, it.body.scrollWidth), owned: root.dataset.owned || '',
-        title: it.title, foreign: it.querySelectorAll('script, img, iframe, object, link, base, form').length,
-        over: [...it.querySelectorAll('p, li, h1, h2, table, figure, .card, .said')].filter(e => !fits(e)).length,
-        sections: [...it.querySelectorAll('section')].map(s => s.id), heading: it.querySelector('h1').textContent,
-        unnamed: [...it.querySelectorAll('svg')].filter(s => !s.closest('[role=img][aria-label], [aria-hidden=true]')).length,
-      });
-    }""".replace("WIDTH", str(width))
+def looked_at(tmp_path: Path, page: Path, widths: tuple[int, ...]) -> list[dict]:
+    """What windows of these widths (px) hold with every fold open: the page runs unchanged in a frame
+    each, and a script outside of it measures."""
+    script = """const frames = () => [...document.querySelectorAll('iframe')];
+    onload = () => document.body.textContent = JSON.stringify(frames().map(f => {
+      const it = f.contentDocument, root = it.documentElement, all = q => [...it.querySelectorAll(q)];
+      all('details').forEach(d => d.open = true);
+      const beyond = e => !e.closest('.scroll, pre') && e.getBoundingClientRect().right > root.clientWidth + 1;
+      return {
+        width: root.clientWidth, content: Math.max(root.scrollWidth, it.body.scrollWidth),
+        owned: root.dataset.owned || '', title: it.title, heading: it.querySelector('h1').textContent,
+        foreign: all('script, img, iframe, object, link, base, form').length,
+        over: all('p, li, h1, h2, table, figure, .card, .said').filter(beyond).map(e => e.outerHTML.slice(0, 80)),
+        sections: all('section').map(s => s.id),
+        unnamed: all('svg').filter(s => !s.closest('[role=img][aria-label], [aria-hidden=true]')).length,
+      };
+    }))"""
     source = html.escape(page.read_text(encoding="utf8"), quote=True)
-    frame = f'<iframe style="border:0;width:{width}px;height:900px" srcdoc="{source}"></iframe>'
+    frames = "".join(f'<iframe style="border:0;width:{w}px;height:900px" srcdoc="{source}"></iframe>' for w in widths)
     wrapper = tmp_path / "wrapper.html"
-    wrapper.write_text(f'<!doctype html><meta charset="utf-8"><body>{frame}<script>{script}</script>', encoding="utf8")
+    wrapper.write_text(f'<!doctype html><meta charset="utf-8"><body>{frames}<script>{script}</script>', encoding="utf8")
     printed = chromium(tmp_path, wrapper, "--dump-dom", "--window-size=1400,1000")
-    found = re.search(r"<body>(\{.*\})</body>", printed, re.DOTALL)
+    found = re.search(r"<body>(\[.*\])</body>", printed, re.DOTALL)
     assert found, printed[:2000]
     return json.loads(html.unescape(found[1]))
+
+
+class Attributes(HTMLParser):
+    """Names of all elements and of all their attributes."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names |= {f"<{tag}>", *(name for name, _ in attrs)}
 
 
 def test_report_json_follows_the_schema(tmp_path):
@@ -184,7 +199,7 @@ def test_report_json_follows_the_schema(tmp_path):
     gaps = {(d["a"], d["b"], d["part"]): d for d in made["differences"]}
     assert gaps["sdd", "sft", "overall"]["difference"] == pytest.approx(rows["sdd"]["average"] - rows["sft"]["average"])
     assert gaps["sdd", "sft", "out_of_domain"]["ci95"][0] > 0  # simulated 35 points apart
-    assert gaps.keys() >= {("sdd", "angular", "in_domain"), ("sft", "angular", "overall"), ("angular", "tail", "overall")}
+    assert {("sdd", "angular"), ("sft", "angular"), ("angular", "tail")} < {(a, b) for a, b, _ in gaps}
     assert made["generation"][0]["seconds"] == 92.4  # the stage's
     assert made["losses"]["sft"]["steps"] == 330 and made["losses"]["sdd"]["tokens_per_second"] > 4000
 
@@ -201,17 +216,18 @@ def test_headline_says_what_the_intervals_allow(tmp_path):
 
     def title(**changes) -> str:
         report(replace(inputs, **changes), tmp_path)
-        return html.unescape(re.search(r"<h1>(.*?)</h1>", (tmp_path / "report.html").read_text())[1])
+        found = re.search(r"<h1>(.*?)</h1>", (tmp_path / "report.html").read_text(encoding="utf8"))
+        return html.unescape(found[1]).replace("\u202f", " ")
 
-    assert re.search(r"^Quality grew back from 2\d % to 8\d % of the teacher's, and self-data distillation beat plain "
-                     r"fine-tuning by \d+\.\d points \(95 % interval \+\d+\.\d to \+\d+\.\d\)\.$", title())  # fmt: skip
+    assert re.search(r"^Quality grew back from 2\d % to 8\d % of the teacher’s, and self-data distillation \(SDD\) "
+                     r"beat plain fine-tuning \(SFT\) by \d+\.\d points \(95 % interval \d+\.\d to \d+\.\d\)\.$", title())
     swapped = {**inputs.items, "sdd": inputs.items["sft"], "sft": inputs.items["sdd"]}
-    assert "fell behind plain fine-tuning by" in title(items=swapped)
+    assert "fell behind plain fine-tuning (SFT) by" in title(items=swapped)
     assert "cannot be told apart: +0.0 points" in title(items={**inputs.items, "sdd": inputs.items["sft"]})
     assert "did not clearly grow back" in title(items={**inputs.items, "sdd": inputs.items["angular"]})
     assert "Training made the pruned model worse" in title(items={**inputs.items, "sdd": inputs.items["tail"]})
     only = {name: inputs.items[name] for name in ("teacher", "angular")}
-    assert re.search(r"^Pruning left 2\d\.\d % of the teacher's quality \(95 %", title(items=only))
+    assert re.search(r"^Pruning left 2\d\.\d % of the teacher’s quality \(95 %", title(items=only))
     wrong = [{**row, "correct": False} for row in inputs.items["teacher"]]
     assert title(items={**inputs.items, "teacher": wrong}).startswith("No verdict: the teacher itself")
     assert title(items={}).startswith("No verdict")
@@ -238,20 +254,22 @@ def test_page_asks_nothing_of_the_network_and_is_small(inputs, tmp_path):
     report(inputs, tmp_path)
     page = (tmp_path / "report.html").read_text(encoding="utf8")
     assert len(page.encode()) < 1_500_000
-    assert not re.search(r"""<[^>]*\s(src|href|srcset|action|data)\s*=""", re.sub(r'title="[^"]*"', "", page))
+    assert not re.search(r"""(src|href)=["']?http""", page.replace(html.escape(HOSTILE), ""))
     assert not re.search(r"@import|url\(", page)
-    assert "<script" not in page and "<img" not in page
+    names = Attributes(page).names
+    assert not names & {"src", "href", "srcset", "action", "data", "<script>", "<img>", "<link>", "<iframe>"}
+    assert not [name for name in names if name.startswith("on")]
 
 
-@pytest.mark.parametrize("width", [375, 390, 1280])
-def test_page_in_a_browser(tmp_path, width):
+@pytest.mark.parametrize("inputs", [example(), hostile()], ids=["plain", "hostile"])
+def test_page_in_a_browser(inputs, tmp_path):
     """Nothing runs that came from data, nothing sticks out sideways, every section is there."""
-    for name, inputs in (("plain", example()), ("hostile", hostile())):
-        report(inputs, tmp_path / name)
-        seen = looked_at(tmp_path, tmp_path / name / "report.html", width)
+    report(inputs, tmp_path)
+    widths = (375, 390, 1280)
+    for width, seen in zip(widths, looked_at(tmp_path, tmp_path / "report.html", widths), strict=True):
         assert seen["width"] <= width
-        assert seen["content"] <= seen["width"], f"{name}: {seen['content']} px of content in {seen['width']} px"
-        assert seen["over"] == 0
+        assert seen["content"] <= seen["width"], f"{seen['content']} px of content in {seen['width']} px"
+        assert seen["over"] == []
         assert seen["owned"] == "" and seen["title"] != "owned" and seen["foreign"] == 0
         assert seen["unnamed"] == 0, "a picture without a name for a screen reader"
         assert seen["sections"] == ["recovery", "differences", "tasks", "importance", "data", "training", "speed",

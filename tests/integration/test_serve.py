@@ -1,5 +1,6 @@
 """Two tiny models behind one endpoint: one Ray cluster, one application, real engines on CPU."""
 
+import importlib.util
 import json
 import urllib.error
 import urllib.request
@@ -67,6 +68,15 @@ def log_likelihood(model: Path, context: list[int], continuation: list[int]) -> 
         scores = net(ids).logits[0, :-1].log_softmax(-1)
     picked = scores[torch.arange(len(scores)), ids[0, 1:]]
     return float(picked[len(context) - 1 :].sum())
+
+
+def test_task_files_are_what_their_function_makes() -> None:
+    spec = importlib.util.spec_from_file_location("tiny_tasks", TASKS / "tiny.py")
+    assert spec and spec.loader
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    assert (TASKS / "tiny_answers.jsonl").read_text() == made.render(made.answers())
+    assert (TASKS / "tiny_choices.jsonl").read_text() == made.render(made.choices())
 
 
 def test_both_models_are_listed(url: str) -> None:
@@ -138,7 +148,7 @@ def rows(text: str, answer: str) -> list[dict[str, Any]]:
     """Six test records of two tasks, a seventh that is too long and an eighth without a right answer."""
     base = {"context": "", "reference": "", "kind": "text", "split": "test", "answer": answer}
     made = [{**base, "id": str(i), "task": f"task{i % 2}", "input": text} for i in range(6)]
-    made.append({**base, "id": "6", "task": "task0", "input": "word " * 400})
+    made.append({**base, "id": "6", "task": "task0", "input": f"{MARK} " * 100})
     return [*made, {**base, "id": "7", "task": "open", "input": text, "answer": "", "kind": "none"}]
 
 
@@ -157,7 +167,7 @@ def test_evaluate_scores_what_the_endpoint_says(url: str, models: dict[str, Path
     assert items[6]["finish_reason"] == "refused" and not items[6]["correct"] and summary["refused"] == 1
     scores = {row["task"]: row for row in json.loads((tmp_path / "scores.json").read_text())}
     assert set(scores) == {"task0", "task1"}
-    hits = float(right is not None)
+    hits = float(bool(right))
     assert scores["task1"]["value"] == hits and scores["task1"]["n"] == 3 and scores["task1"]["stderr"] == 0
     assert scores["task0"]["value"] == pytest.approx(hits * 3 / 4) and scores["task0"]["n"] == 4
 

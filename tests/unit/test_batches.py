@@ -70,9 +70,8 @@ def test_ranks_get_about_as_many_tokens() -> None:
     rng = random.Random(0)
     lengths = [rng.randrange(20, 60) for _ in range(500)]
     for rows in batches.global_steps(lengths, 4096, 1, seed=0):
-        first, second = (
-            sum(lengths[row] for part in batches.shared(rows, lengths, 4096, rank, 2) for row in part) for rank in (0, 1)
-        )
+        shares = [batches.shared(rows, lengths, 4096, rank, 2) for rank in (0, 1)]
+        first, second = (sum(lengths[row] for part in share for row in part) for share in shares)
         assert abs(first - second) <= 60
 
 

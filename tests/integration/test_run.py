@@ -1,0 +1,121 @@
+"""The whole story, small: interrupted, resumed to the end, run again, served. All through the command itself."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.timeout(560)
+REGROW = str(Path(sys.executable).parent / "regrow")
+SMALL = [
+    "dataset.0.rows=120", "dataset.0.test_rows=4", "generate.shard_rows=16", "prune.baselines=[]", "prune.calibration_rows=16",
+    "student.sft.epochs=1", "student.sdd.epochs=1", "student.sdd.lora_rank=4", "evaluate.lm_eval_limit=10", "serve.port=8123",
+]  # fmt: skip
+MARK = f"regrow-test-{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+def start(home: Path, *words: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "REGROW_TEST_MARK": MARK}
+    return subprocess.Popen([REGROW, *words], cwd=home, env=environment, text=True, start_new_session=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+
+
+def lines_until(process: subprocess.Popen[str], said: str) -> list[str]:
+    assert process.stdout is not None
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if said in line:
+            return seen
+    raise AssertionError(f"{said!r} was not said:\n{''.join(seen)}")
+
+
+def survivors(seconds: float = 30) -> list[str]:
+    """Command lines of processes that a run of this module started and left behind, after a grace period."""
+
+    def found() -> Iterator[str]:
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                if MARK.encode() in path.read_bytes():
+                    yield (path.parent / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
+                continue
+
+    deadline = time.monotonic() + seconds
+    while (left := list(found())) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return left
+
+
+def test_ctrl_c_leaves_resumable_state_and_no_process(home: Path) -> None:
+    run = start(home, "run", "quickstart", *SMALL)
+    lines_until(run, "generate: starting")
+    time.sleep(8)  # Ray Data and the engine are coming up
+    os.killpg(run.pid, signal.SIGINT)
+    rest, _ = run.communicate(timeout=60)
+    assert run.returncode == 130, rest
+    assert "Traceback" not in rest
+    assert not survivors()
+    assert len(list(home.glob("runs/quickstart/artifacts/*/manifest.json"))) == 2  # prepare and prune stay
+
+
+def test_the_same_command_goes_on_to_the_report(home: Path) -> None:
+    run = start(home, "run", "quickstart", *SMALL)
+    said, _ = run.communicate(timeout=500)
+    assert run.returncode == 0, said
+    assert "prepare: reused" in said and "prune: reused" in said and "Traceback" not in said
+    assert "generate: 112 of 120" in said or "generate: 120 of 120" in said, "no progress was shown"
+    report = json.loads((home / "runs/quickstart/report.json").read_text())
+    assert report["schema"] == 1
+    assert [m["name"] for m in report["models"]] == ["teacher", "pruned", "sft", "sdd"]
+    assert [m["kind"] for m in report["models"]] == ["teacher", "pruned", "student", "student"]
+    assert report["models"][1]["parameters"] < report["models"][0]["parameters"]
+    own = [row for row in report["scores"] if row["suite"] == "own"]
+    assert len(own) == 4 * 8 and all(row["n"] == 4 for row in own)
+    assert {row["task"] for row in report["scores"] if row["suite"] == "lm-eval"} == {"tiny_answers", "tiny_choices"}
+    assert report["recovery"][0]["recovery"] == 100 and report["recovery"][0]["average"] > 0.6
+    made = report["generation"][0]
+    verdicts = ("match", "mismatch", "unparsable", "truncated", "unchecked", "error")
+    assert made["rows"] == 120 == sum(made[v] for v in verdicts) and made["fallback"] == 120 - made["match"]
+    assert not survivors()
+
+
+def test_again_reuses_every_stage(home: Path) -> None:
+    before = {path: path.read_bytes() for path in home.glob("runs/quickstart/artifacts/*/manifest.json")}
+    began = time.monotonic()
+    run = start(home, "run", "quickstart", *SMALL)
+    said, _ = run.communicate(timeout=60)
+    assert run.returncode == 0 and said.count("reused") == 5, said
+    assert time.monotonic() - began < 60
+    assert before == {path: path.read_bytes() for path in home.glob("runs/quickstart/artifacts/*/manifest.json")}
+    assert all(stage["reused"] for stage in json.loads((home / "runs/quickstart/report.json").read_text())["stages"])
+
+
+def test_serve_a_run_and_stop_it(home: Path) -> None:
+    from openai import OpenAI
+
+    run = start(home, "serve", "runs/quickstart", "--only", "teacher", "--only", "sdd", "--port", "8124")
+    lines_until(run, "serving teacher, sdd")
+    client = OpenAI(base_url="http://127.0.0.1:8124/v1", api_key="none")
+    assert {model.id for model in client.models.list()} == {"teacher", "sdd"}
+    asked = [{"role": "user", "content": "What is 3 + 40 + 20?"}]
+    for model in ("teacher", "sdd"):
+        reply = client.chat.completions.create(model=model, messages=asked, max_tokens=60, temperature=0)  # type: ignore[call-overload]
+        assert "3 + 40 = 43" in reply.choices[0].message.content
+    os.killpg(run.pid, signal.SIGTERM)
+    said, _ = run.communicate(timeout=60)
+    assert run.returncode in (0, 143), said
+    assert "Traceback" not in said
+    assert not survivors()

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,11 +26,13 @@ def session(address: str, cpus: int | None) -> Iterator[None]:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-        os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy laptop needs more than 10 s
         os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
         options |= {"num_cpus": cpus or max(8, os.cpu_count() or 1), "include_dashboard": False}
         options |= {"object_store_memory": 256 << 20}
+    terminated = signal.getsignal(signal.SIGTERM)
     ray.init(address=address, runtime_env={"env_vars": worker_environment()}, **options)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, terminated)  # Ray puts its own in place, which exits with another status
     try:
         yield
     finally:

@@ -25,6 +25,7 @@ All patterns run in about linear time; numbers of more than 60 digits are no ans
 import re
 import unicodedata
 from collections.abc import Callable
+from itertools import pairwise
 
 from pipelines import arithmetic
 from pipelines.arithmetic import MAX_CONTENT
@@ -33,10 +34,11 @@ KINDS = ("number", "choice", "label", "text", "list", "expression", "none")
 
 _STOP = re.compile(r"</s>|<\|(?:im_end|im_start|eot_id|endoftext|end|eom_id)\|>|<end_of_turn>|<eos>|\[/?INST\]")
 _NEXT_TURN = re.compile(
-    r"(?:^|(?<=\s))[#*]{0,6}\ ?(?:(?:Question|QUESTION|Q)(?:\ ?\d{1,4})?|Human|User|(?<=\#\ )(?:Instruction|Problem))(?:\*\*)?:",
+    r"(?:^|(?<=\s))[#*]{0,6}\ ?(?:(?:Question|QUESTION|Q)(?:\ ?\d{1,4})?|Human|User"
+    r"|(?<=\#\ )(?:Instruction|Problem))(?:\*\*)?:",
     re.MULTILINE,
 )
-_HASHES = re.compile(r"#{4,}[ *$]*+-?[$]?\.?\d(?!\d{0,3}[.):]\s+[A-Za-z])")
+_HASHES = re.compile(r"(?<!#)#{4,}+[ *$]*+-?[$]?\.?\d(?!\d{0,3}[.):]\s+[A-Za-z])")
 _CORRECTION = re.compile(r"\b(?:wait|actually|mistake|sorry|correct(?:ed|ion)|instead|re-?check|however|wrong)\b", re.I)
 _ANNOTATION = re.compile(r"<<([^<>\n]*+)>>(?=(\ ?[-$]?\.?\d)?)")
 
@@ -56,7 +58,7 @@ _CHOICE_CUE = re.compile(
     re.MULTILINE,
 )
 _LABEL_CUE = re.compile(r"\b(?:label|verdict)\b\ ?(?:is|:|=)", re.IGNORECASE)
-_HEADING = re.compile(r"\W*(?:(?:as follows|below|found|obtained|calculated|given)\b[^.\n\d]*:?$|(?:step|part|case)\b)", re.I)
+_HEADING = re.compile(r"\W*(?:(?:as follows|below|found|obtained|calculated|given)\b[^.\n\d]*:?$|step\b|part\b)", re.I)
 _VERDICT = re.compile(r"\W*(?:correct|right|wrong|incorrect|reasonable|verified|consistent)\b", re.I)
 
 _LATEX: tuple[tuple[re.Pattern[str], str], ...] = tuple(
@@ -72,8 +74,10 @@ _LATEX: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\(?:approx|equiv)(?![A-Za-z])", "="), (r"\\[()\[\]{}\\]", " "),
     )
 )  # fmt: skip
-_SAME_AS = str.maketrans({"×": "*", "✕": "*", "⋅": "*", "·": "*", "÷": "/", "⁄": "/", "∕": "/", "’": "'", "≈": "=",
-                          "−": "-", "–": "-", "﹣": "-", "‐": "-", "‑": "-", "\r": "\n", "\t": " ", "⇒": " so ", "∴": " so "})  # fmt: skip
+_SAME_AS = str.maketrans(
+    {**dict.fromkeys("×✕⋅·", "*"), **dict.fromkeys("÷⁄∕", "/"), **dict.fromkeys("−–﹣‐‑", "-"), "≈": "=", "’": "'"}
+    | {"\r": "\n", "\t": " ", "⇒": " so ", "∴": " so "}
+)
 
 
 def _ascii(char: str) -> str:
@@ -112,14 +116,11 @@ def _first_turn(text: str, kind: str) -> str:
                 text = text[: match.start()]
                 break
     found = list(_HASHES.finditer(text)) if kind == "number" else []
-    for first, second in zip(found, found[1:], strict=False):
+    for first, second in pairwise(found):
         if not _CORRECTION.search(text, first.end(), second.start()):
-            return text[: text.index("\n", first.end()) if "\n" in text[first.end() : second.start()] else second.start()]
+            line = text.find("\n", first.end(), second.start())
+            return text[: line if line >= 0 else second.start()]
     return text
-
-
-
-# --- what stands behind a cue, by kind ----------------------------------------
 
 
 def _bare(content: str) -> str:
@@ -131,21 +132,24 @@ def _number(content: str) -> str | None:
     return None if value is None else arithmetic.written(value)
 
 
-_LETTER = re.compile(r"(?:(?:option|choice|letter|answer)\W{0,3}|(?:is|be|will be)\W+){0,2}(\()?\W{0,2}?([A-J])(?![\w'])(\W{0,2}[).:,]|$)?", re.I)
+_LETTER = re.compile(
+    r"(?:(?:option|choice|letter|answer)\W{0,3}|(?:is|be)\W+){0,2}(\()?\W{0,2}?([A-J])(?![\w'])(\W{0,2}[).:,]|$)?", re.I
+)
+_MORE_LETTERS = re.compile(
+    r"\W*(?:or|and|,|/)\W*(?:option\W*)?\(?[A-J]\b(?:\W|$)|.{0,200}\b(?:or|and)\s*\([A-J]\)", re.IGNORECASE
+)
 
 
 def _choice(content: str) -> str | None:
-    content = _bare(content[:MAX_CONTENT])
-    match = _LETTER.match(content.lstrip("[{\"' "))
-    if not match:
+    content = _bare(content[:MAX_CONTENT]).lstrip("[{\"' ")
+    match = _LETTER.match(content)
+    if not match or _MORE_LETTERS.match(content, match.end()):
         return None
-    rest = content.lstrip("[{\"' ")[match.end() :]
-    if re.match(r"\W*(?:or|and|,|/)\W*(?:option\W*)?\(?[A-Ja-j]\b(?:\W|$)", rest) or re.search(r"\b(?:or|and)\s*\([a-jA-J]\)", rest[:200]):
-        return None  # several
-    alone = match[1] or match[3] is not None or not rest.strip(" .\"'])}*_\n$")
-    if not alone and (match[2].islower() or match[2] in "AI") and not re.match(r"\s*(?:because|since|as\b|[^\w\s]|\n)", rest):
-        return None  # the article or the pronoun
-    return match[2].upper()
+    rest, letter = content[match.end() :], match[2]
+    marked = match[1] or match[3] is not None or not rest.strip(" .\"'])}*_\n$")
+    if marked or (letter.isupper() and letter not in "AI") or re.match(r"\s*(?:because|since|[^\w\s]|\n)", rest):
+        return letter.upper()
+    return None  # the article or the pronoun
 
 
 def _label(content: str) -> str | None:
@@ -203,63 +207,62 @@ _READERS: dict[str, Callable[[str], str | None]] = {
 }  # fmt: skip
 
 
-# --- the cue, or the last line ------------------------------------------------
-
-
-def _cues(text: str, kind: str) -> list[re.Match[str]]:
-    found = list(_CUE.finditer(text))
-    if also := {"choice": _CHOICE_CUE, "label": _LABEL_CUE}.get(kind):
-        found = sorted([*found, *also.finditer(text)], key=lambda cue: (cue.start(), cue.end()))
-    return found
+def _heads(cue: re.Match[str], content: str, more: bool, kind: str) -> bool:
+    """Whether the cue is a heading, with the solution and not the answer behind it."""
+    line = content.strip().partition("\n")[0]
+    if "#" in cue[0] and kind in ("number", "expression"):
+        words = line.strip(" *#$")
+        return more and bool(words[:1].isalpha() or re.match(r"\d+[.):]\s+[A-Za-z]", words))
+    if kind == "text" or "#" in cue[0]:
+        return False
+    if _HEADING.match(line):
+        return True
+    if cue[0].rstrip("*_ ")[-1:] not in (":", ".", "=") or re.search(
+        "final", cue.string[cue.start() - 8 : cue.end()], re.I
+    ):
+        return False
+    if kind != "number":
+        return len(content.strip()) > len(line) and _READERS[kind](content) is None
+    first, *others = [*arithmetic.sentences(content), ""][:3]
+    # "Answer: 18. Because ..." is an answer; "Answer: 48/2 = 24 clips. ..." begins the working.
+    return bool(others and others[0]) and ("=" in first or len(first.split()) > 4 or first.strip()[:1].isalpha())
 
 
 def _cued(text: str, kind: str) -> tuple[bool, str | None, int]:
     """Whether a cue decides, the answer behind it, and where the text after the last heading starts."""
+    cues = list(_CUE.finditer(text))
+    if also := {"choice": _CHOICE_CUE, "label": _LABEL_CUE}.get(kind):
+        cues = sorted([*cues, *also.finditer(text)], key=lambda cue: (cue.start(), cue.end()))
     last, until, start = len(text.rstrip()), len(text), 0
-    cues = _cues(text, kind)
     for cue in reversed(cues):
-        groups = cue.groupdict()
-        content, cue_until, until = text[cue.end() : until][: 2 * MAX_CONTENT], until, cue.start()
-        if groups.get("box") is not None:
-            return True, _READERS[kind](groups["box"]), 0
+        if (box := cue.groupdict().get("box")) is not None:
+            return True, _READERS[kind](box), 0
+        content, until = text[cue.end() : until][: 2 * MAX_CONTENT], cue.start()
         line = content.partition("\n")[0]
-        if groups.get("hash"):
-            words = line.strip(" *#$")
-            heading = words[:1].isalpha() or re.match(r"\d+[.):]\s+[A-Za-z]", words)
-            if kind in ("number", "expression") and heading and cue.end() + len(line) < last:
-                start = max(start, cue.end())
-                continue
-            content = line
-        if not content.strip(" \n*_$:.=#()[]") and kind != "text" or not content.strip() or _VERDICT.match(content):
-            continue
-        if _HEADING.match(content.strip().partition("\n")[0]) and kind != "text":
+        if _heads(cue, line if "#" in cue[0] else content, cue.end() + len(line) < last, kind):
             start = max(start, cue.end())
             continue
-        found = _READERS[kind](content)
-        prose = groups.get("line") or text[cue.end() - 1] in ":*"
-        if prose and len(text[cue.end() : cue_until].strip()) > len(line.strip()) > 0 and line.strip()[:1].isalpha():
-            start = max(start, cue.end())
-            continue
-        return True, found, 0
+        content = line if cue.groupdict().get("hash") else content
+        if content.strip(" \n" if kind == "text" else " \n*_$:.=#()[]") and not _VERDICT.match(content):
+            return True, _READERS[kind](content), 0
     return bool(cues) and not start, None, start
 
 
 def _last_line(text: str, kind: str) -> str | None:
-    lines = text.strip()[-10 * MAX_CONTENT :].strip().split("\n")
-    line = _bare(lines[-1])
-    if kind == "choice":
-        listed = re.compile(r"\(?[A-Ja-j]\s?[).:]")
-        if len(lines) > 1 and listed.match(_bare(lines[-2])) and listed.match(line):
-            return None  # the options themselves
-        return _choice(re.sub(r"^(?:so|thus|hence|therefore)\W+", "", line, flags=re.I))
-    if kind == "expression":
-        return _expression(line)
+    lines = text.strip()[-10 * MAX_CONTENT :].split("\n")
+    line = re.sub(r"^(?:so|thus|hence|therefore)\W+", "", _bare(lines[-1]), flags=re.I)
+    listed = re.compile(r"\(?[A-Ja-j]\s?[).:]")
+    if kind == "choice" and len(lines) > 1 and listed.match(_bare(lines[-2])) and listed.match(line):
+        return None  # the options themselves
     if kind == "list":
         found = _list(line.rpartition(":")[2])
-        return found if found and all(len(item.split()) <= 3 for item in re.split(", ", found)) or found and ", " not in found and len(lines) == 1 else None
-    found = _READERS[kind](line)
-    short = len(line.split()) <= (3 if kind == "label" else 12)
-    return found if short and (kind == "label" or len(lines) == 1) else None
+        items = found.split(", ") if found else []
+        return found if all(len(item.split()) <= 3 for item in items) or (len(lines) == len(items) == 1) else None
+    if kind in ("label", "text") and (
+        len(line.split()) > {"label": 3, "text": 12}[kind] or (kind, len(lines)) > ("text", 1)
+    ):
+        return None
+    return _READERS[kind](line)
 
 
 def extract(text: str, kind: str) -> str | None:
@@ -291,9 +294,7 @@ def same(a: str, b: str, kind: str) -> bool:
     if kind == "none":
         return False
     left, right = (_READERS[kind](_clean(side)) for side in (a, b))
-    if left is None or right is None:
-        return False
-    if kind in ("number", "expression"):
-        value = arithmetic.evaluate(left)
-        return value is not None and value == arithmetic.evaluate(right)
-    return left == right
+    if left is None or right is None or kind not in ("number", "expression"):
+        return left is not None and left == right
+    value = arithmetic.evaluate(left)
+    return value is not None and value == arithmetic.evaluate(right)

@@ -1,4 +1,4 @@
-"""Exact numbers and small arithmetic expressions in text: found, valued, written canonically.
+"""Exact numbers in text: found, valued, written canonically; small expressions; what prose comes to.
 
 Pure, standard library only, and safe on hostile text: no eval, no float, bounded digits, tokens and
 depth, patterns that cannot backtrack far. A value is a `Fraction`, or None where there is none.
@@ -13,16 +13,19 @@ MAX_EXPONENT = 40
 MAX_TOKENS = 300
 MAX_DEPTH = 40
 MAX_PLACES = 12  # decimals written out; beyond, a value is written p/q
-MAX_BITS = 600
+MAX_BITS = 150  # of numerator and denominator: what is written can be read again
 MAX_CONTENT = 2000  # characters behind a cue that are looked at
 SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 
-_INTEGER = r"(?:(?<=\$)\d{1,3}(?:\ \d{3}){1,4}(?![\d,])|\d{1,3}(?:,\d{3}){1,8}(?!\d|,\d)|\d{1,2}(?:,\d{2}){1,6},\d{3}(?!\d)|\d++)"
+_INTEGER = (
+    r"(?:(?<=\$)\d{1,3}(?:\ \d{3}){1,4}(?![\d,])|\d{1,3}(?:,\d{3}){1,8}(?!\d|,\d)"
+    r"|\d{1,2}(?:,\d{2}){1,6},\d{3}(?!\d)|\d++)"
+)
 # A minus is a sign only where nothing before it can be subtracted from: "5 -3" and "10-3" hold none.
 _NUMBER = re.compile(
     r"(?P<sign>(?<![\w).%\]-])(?<![\d)%]\ )-(?=\$?\ ?[\d.]))?(?:\$\ ?(?P<inner>-?))?(?<!\w)(?<!\d\.)(?<!\d:)"
     r"(?:(?P<whole>\d{1,9})(?:\ and\ |\ )(?P<top>\d{1,9})/(?P<low>\d{1,9})(?![\d/]|\.\d)"
-    r"|(?<!\d/)(?P<over>\d{1,9})\ ?/\ ?(?P<under>\d{1,9})(?![\d/]|[.,]\d)"
+    r"|(?<!\d/)(?P<over>\d{1,50})\ ?/\ ?(?P<under>\d{1,50})(?![\d/]|[.,]\d)"
     rf"|(?P<digits>{_INTEGER}(?:\.\d++)?|\.\d++)"
     r"(?:[eE](?P<exp>[+-]?\d{1,9})(?!\w)|\ ?[*x]\ ?10\ ?\^\ ?[{(]?(?P<ten>-?\d{1,9})[)}]?)?)"
     r"(?:\ (?P<scale>hundred|thousand|million|billion|trillion)\b)?"
@@ -73,7 +76,7 @@ def written(value: Fraction) -> str | None:
     return f"-{text}" if value < 0 else text
 
 
-def tokens(text: str) -> list[str] | None:
+def _tokens(text: str) -> list[str] | None:
     """The tokens of an expression with numbers in canonical form; None where anything else is in it."""
     found: list[str] = []
     at, text = 0, text.strip()
@@ -148,23 +151,8 @@ class _Parser:
         return -value if negative else value
 
 
-def well_formed(text: str) -> str | None:
-    """The canonical form of an expression (tokens without spaces), or None where it is none.
-
-    A division by zero is well formed; it only has no value."""
-    found = tokens(text)
-    if found is None:
-        return None
-    try:
-        _Parser(found).whole()
-    except ValueError:
-        return None
-    return "".join(found)
-
-
-def evaluate(text: str) -> Fraction | None:
-    """The exact value of an expression, or None where it is none or divides by zero."""
-    found = tokens(text)
+def _parsed(text: str) -> tuple[str, Fraction | None] | None:
+    found = _tokens(text)
     if found is None:
         return None
     parser = _Parser(found)
@@ -172,23 +160,47 @@ def evaluate(text: str) -> Fraction | None:
         value = parser.whole()
     except ValueError:
         return None
-    return value if parser.defined else None
+    return "".join(found), value if parser.defined else None
+
+
+def well_formed(text: str) -> str | None:
+    """The canonical form of an expression (tokens without spaces), or None where it is none.
+
+    A division by zero is well formed; it only has no value."""
+    parsed = _parsed(text)
+    return parsed[0] if parsed else None
+
+
+def evaluate(text: str) -> Fraction | None:
+    """The exact value of an expression, or None where it is none or divides by zero."""
+    parsed = _parsed(text)
+    return parsed[1] if parsed else None
 
 
 _LEAD = re.compile(
-    r"[\s*_$(\"'\[:=>~]*+(?:(?:approximately|about|around|exactly|only|just|roughly|simply|equal to|a total of|therefore|thus|so"
-    r"|Rs\.?|INR|USD|US(?=\$)|EUR|GBP|[a-zA-Z]\ ?=(?!=))[\s*_$(:]*+){0,3}", re.IGNORECASE)  # fmt: skip
+    r"[\s*_$(\"'\[:=>~]*+(?:(?:approximately|about|around|exactly|only|just|roughly|simply|equal to|a total of"
+    r"|therefore|thus|so|Rs\.?|INR|USD|US(?=\$)|EUR|GBP|[a-zA-Z]\ ?=(?!=))[\s*_$(:]*+){0,3}",
+    re.IGNORECASE,
+)
 _SENTENCE_END = re.compile(r"(?<![.\s]\w)(?<!\bRs)(?<!\bMr)(?<!\bMs)(?<!\bMrs)(?<!\bDr)[.!?][*_\"')\]]*+(?=\s|$)|\n")
 _REASON = re.compile(r"\b(?:because|since|as|so|which|where|if|when|after)\b|;|,(?!\d)", re.IGNORECASE)
-_OPERATED = re.compile(r"[%$)\s]*+(?:[-+/^]|\*(?!\*)|x\b)[\s$(]*[\d.]|[%$)\s]*+\*(?!\*)\s*[\d$(]")
-_SEVERAL = re.compile(r"\s*(?:%|[a-z]+)?\ (?:and|or|to)\ \$?\d|\s*-\ ?\$?\d|,\ ?\d|\ \d|\.\d|/\d|:\d|\s?(?:or|to)\b\ ?\$?\d", re.I)
-_RELATIVE = re.compile(r"\W*(?:\w+\ )?(?:(?:more|less|fewer|greater)\ than|times\ (?:as|more|the)|(?:percent\ )?of\ (?:the\ )?\$?\d)", re.I)
-_ASIDE = re.compile(r"\b(?:because|than)\b|>", re.IGNORECASE)
+_OPERATED = re.compile(r"[%$)\s]*+(?:(?:[-+/^]|\*(?!\*)|x\b)[\s$(]*[\d.]|\*(?!\*)\s*[\d$(])")
+_SEVERAL = re.compile(
+    r"(?:\s*(?:%|[a-z]+)?\ (?:and|or|to)\ \$?\d|\s*-\ ?\$?\d|,\ ?\d|[ ./:]\d|\s?(?:or|to)\b\ ?\$?\d"
+    r"|[a-z ]*\ and\ \$?\d|\W*(?:\w+\ )?(?:(?:more|less|fewer|greater)\ than|times\ (?:as|more|the)"
+    r"|(?:percent\ )?of\ (?:the\ )?\$?\d))",
+    re.IGNORECASE,
+)
+_ASIDE = re.compile(r"\bbecause\b|(?:\bthan\b|>)(?=[^=,;]*$)", re.IGNORECASE)
 _RANGED = re.compile(r"\d%?\ ?(?:\bor\b|\bto\b|-|,)\ ?\$?$|:$|\bbetween\ \$?\d+\ and\ \$?$")
 _ORDINAL = re.compile(r"(?:st|nd|rd|th)\b")
 _WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
-_WORDED = re.compile(rf"\b(?:{'|'.join(_WORDS[2:])}|twenty|thirty|forty|fifty)\b", re.IGNORECASE)
-_BOLD = re.compile(r"\*\*([^*\n]{1,80})\*\*")
+_WORDED = re.compile(
+    r"\b(?:is|are|was|were|has|have|had|gets?|needs?|makes?|leaves|equals)\ (?:only\ |exactly\ |about\ )?"
+    rf"(?:{'|'.join(_WORDS[2:])}|twenty|thirty|forty|fifty)\b",
+    re.IGNORECASE,
+)
+_BOLD = re.compile(r"\*\*(?!\s*(?:step|part|case|\d+[.)]\s))([^*\n]{1,80})(?<!:)\*\*(?!:)", re.IGNORECASE)
 
 
 def _plain(text: str) -> str:
@@ -210,15 +222,14 @@ def _after_equals(clause: str) -> Fraction | None:
 
 
 def _concluded(sentence: str) -> Fraction | None:
-    """The number a sentence of prose comes to: rule 4."""
+    """The number a sentence of prose comes to."""
     bold = [found for part in _BOLD.findall(sentence) if len(found := numbers(part)) == 1]
     if len(bold) == 1:
         return bold[0][0][2]
     clause = _plain(sentence)
-    for reason in _ASIDE.finditer(clause):  # what follows only supports or compares
-        if numbers(clause[: reason.start()]):
-            clause = clause[: reason.start()]
-            break
+    found = numbers(clause)
+    if found and (aside := _ASIDE.search(clause, found[0][1])):  # what follows only supports or compares
+        clause = clause[: aside.start()]
     if "=" in clause:
         rest = clause.rpartition("=")[2]
         later = re.split(r",(?!\d)|;|\b(?:so|therefore|thus|which means)\b", rest)
@@ -235,13 +246,15 @@ def _concluded(sentence: str) -> Fraction | None:
     return counted[-1][2]
 
 
-def _sentences_reversed(text: str) -> list[str]:
-    return [part for part in _SENTENCE_END.split(text[-20 * MAX_CONTENT :]) if part.strip()][::-1]
+def sentences(text: str) -> list[str]:
+    """The sentences and lines of a text that are not blank; a decimal point ends none."""
+    return [part for part in _SENTENCE_END.split(text) if part.strip()]
 
 
 def concluded(text: str) -> Fraction | None:
-    for sentence in _sentences_reversed(text):
-        if numbers(sentence) or re.search(r"\d", sentence):
+    """The number that prose without a cue ends on: rule 4 of `answers`."""
+    for sentence in reversed(sentences(text[-20 * MAX_CONTENT :])):
+        if re.search(r"\d", sentence):
             return _concluded(sentence)
         if _WORDED.search(sentence):
             return None
@@ -249,7 +262,7 @@ def concluded(text: str) -> Fraction | None:
 
 
 def stated(content: str) -> Fraction | None:
-    """The number that `content`, the text behind a cue, begins with or comes to: rule 3."""
+    """The number that `content`, the text behind a cue, begins with or comes to: rule 3 of `answers`."""
     plain = _plain(content[:MAX_CONTENT]).strip()
     start = lead.end() if (lead := _LEAD.match(plain)) else 0
     if start and plain[start - 1] == "$":
@@ -273,6 +286,4 @@ def stated(content: str) -> Fraction | None:
     end, value = found
     if _OPERATED.match(clause, end):
         return evaluate(clause.rstrip(" .*$").replace("$", "").replace("x", "*"))
-    if _SEVERAL.match(sentence, end) or _RELATIVE.match(sentence, end) or re.match(r"[A-Za-z ]*\ and\ \$?\d", clause[end:]):
-        return None
-    return value
+    return None if _SEVERAL.match(sentence, end) else value

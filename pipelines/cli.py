@@ -38,7 +38,8 @@ def run(
     ] = False,
 ) -> None:
     """Run a recipe: prepare, prune, generate, train, evaluate, report. Finished work is reused."""
-    from pipelines import recipe_file, run as story
+    from pipelines import recipe_file
+    from pipelines import run as story
 
     if until not in story.STAGES:
         close = recipe_file.nearest(until, list(story.STAGES))
@@ -49,9 +50,7 @@ def run(
         return
     made = story.run(read, until)
     if made is not None:
-        from pipelines import screen
-
-        screen.table(made)
+        _show(read, made)
 
 
 @app.command(epilog="Example: `regrow status runs/quickstart`")
@@ -65,12 +64,14 @@ def status(run: RunArgument) -> None:
 @app.command(epilog="Example: `regrow report runs/quickstart`")
 def report(run: RunArgument) -> None:
     """Write the report of a run again from what is done, and print its table."""
-    from pipelines import recipe_file, run as story, screen
+    from pipelines import recipe_file
+    from pipelines import run as story
 
-    made = story.again(_remembered(run))
+    recipe = _remembered(run)
+    made = story.again(recipe)
     if made is None:
         raise recipe_file.BadInput(f"run {run!r} has no scored model yet; `regrow run` goes on with it")
-    screen.table(made)
+    _show(recipe, made)
 
 
 @app.command(
@@ -130,6 +131,14 @@ def _remembered(run: str) -> Any:
     raise recipe_file.BadInput(
         f"{run!r} is no run: no recipe.json in it; give the directory that `regrow run` wrote to"
     )
+
+
+def _show(recipe: Any, made: dict[str, Any]) -> None:
+    """The recovery table, and where the report is."""
+    from pipelines import figures, screen
+
+    screen.table(made)
+    typer.echo(f"report: {figures.home(recipe)}/report.html")
 
 
 def _stages(story: Any, recipe: Any) -> None:

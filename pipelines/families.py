@@ -29,14 +29,14 @@ class Problem:
 def story(rng: random.Random) -> Problem:
     """A word problem of two or three gains and losses."""
     name, thing = rng.choice(NAMES), rng.choice(THINGS)
-    total = rng.randint(5, 60)
+    total = rng.randint(5, 40)
     said, steps = [f"{name} has {total} {thing}."], []
     for _ in range(rng.randint(2, 3)):
         if total > 10 and rng.random() < 0.5:
-            change = -rng.randint(2, min(30, total - 1))
+            change = -rng.randint(2, min(20, total - 1))
             said.append(f"{name} {rng.choice(('gives away', 'loses', 'sells'))} {-change}.")
         else:
-            change = rng.randint(2, 30)
+            change = rng.randint(2, 20)
             said.append(f"{name} {rng.choice(('buys', 'finds', 'gets'))} {change} more.")
         steps.append((total, change, total + change))
         total += change
@@ -46,7 +46,7 @@ def story(rng: random.Random) -> Problem:
 
 def addition(rng: random.Random) -> Problem:
     """The sum of three or four whole numbers."""
-    terms = [rng.randint(2, 45) for _ in range(rng.randint(3, 4))]
+    terms = [rng.randint(2, 25) for _ in range(rng.randint(3, 4))]
     steps, total = [], terms[0]
     for term in terms[1:]:
         steps.append((total, term, total + term))
@@ -56,8 +56,8 @@ def addition(rng: random.Random) -> Problem:
 
 def modulo(rng: random.Random) -> Problem:
     """The remainder of a division."""
-    divisor = rng.randint(3, 15)
-    number = rng.randint(divisor + 1, 199)
+    divisor = rng.randint(3, 12)
+    number = rng.randint(divisor + 1, 120)
     product = number // divisor * divisor
     question = f"What is the remainder when {number} is divided by {divisor}?"
     steps = (divisor, number // divisor, product, number, number - product)
@@ -78,8 +78,8 @@ def sort(rng: random.Random) -> Problem:
 def compare(rng: random.Random) -> Problem:
     """The larger value of a sum and a difference."""
     while True:
-        a, b, d = rng.randint(5, 60), rng.randint(2, 40), rng.randint(2, 40)
-        c = rng.randint(d + 5, 110)
+        a, b, d = rng.randint(5, 60), rng.randint(2, 20), rng.randint(2, 20)
+        c = rng.randint(d + 5, 80)
         if a + b != c - d:
             break
     question = f"Which value is larger: {a} + {b} or {c} - {d}?"
@@ -94,22 +94,17 @@ def reverse(rng: random.Random) -> Problem:
     return Problem("reverse", question, tuple(words), " ".join(reversed(words)), "list")
 
 
-def count(rng: random.Random) -> Problem:
-    """How often one word stands in a list."""
-    few = rng.sample(WORDS, 3)
-    words = [rng.choice(few) for _ in range(rng.randint(5, 8))]
-    wanted = rng.choice(few)
-    question = f"How often does {wanted} occur in: {' '.join(words)}?"
-    seen, steps = 0, []
-    for word in words:
-        seen += word == wanted
-        steps.append((word, seen))
-    return Problem("count", question, tuple(steps), str(seen), "number")
+def position(rng: random.Random) -> Problem:
+    """The word at a place of a list, counted from one."""
+    words = rng.sample(WORDS, rng.randint(4, 6))
+    place = rng.randint(2, len(words))
+    question = f"Which word stands at place {place}: {' '.join(words)}?"
+    return Problem("position", question, tuple(words[:place]), words[place - 1], "list")
 
 
 def sequence(rng: random.Random) -> Problem:
     """The next number of a rising sequence with a constant step."""
-    first, step, length = rng.randint(1, 80), rng.randint(2, 25), rng.randint(3, 4)
+    first, step, length = rng.randint(1, 50), rng.randint(2, 15), rng.randint(3, 4)
     shown = [first + step * i for i in range(length)]
     question = f"Which number comes next: {' '.join(map(str, shown))}?"
     steps = (shown[0], shown[1], step, shown[-1], shown[-1] + step)
@@ -117,7 +112,7 @@ def sequence(rng: random.Random) -> Problem:
 
 
 FAMILIES: dict[str, Callable[[random.Random], Problem]] = {
-    f.__name__: f for f in (story, addition, modulo, sort, compare, reverse, count, sequence)
+    f.__name__: f for f in (story, addition, modulo, sort, compare, reverse, position, sequence)
 }
 
 

@@ -73,9 +73,7 @@ def report(recipe: Recipe, outs: Outs, done: Done) -> dict[str, Any]:
     inputs = gather(recipe, outs, done)
     place = Artifact("report", "report", home(recipe))
     with place.writing() as folder:
-        made = page.report(inputs, folder)
-    say(f"report: {place.at('report.html')}")
-    return made
+        return page.report(inputs, folder)
 
 
 def gather(recipe: Recipe, outs: Outs, done: Done) -> Any:

@@ -177,12 +177,10 @@ def draw(importance: "Importance", removed: Sequence[int], method: str, to: Path
         one.bar(
             range(len(starts)),
             starts,
-            color=[CUT if contiguous and l == removed[0] else KEPT for l in range(len(starts))],
+            color=[CUT if contiguous and start == removed[0] else KEPT for start in range(len(starts))],
         )
         one.set(title=f"cuts of {size} by start", xlabel="first removed block", ylabel="angular distance")
-        table = [
-            [row[l] if l < len(row) else float("nan") for l in range(total)] for row in importance.angular.values()
-        ]
+        table = [[*row, *[float("nan")] * (total - len(row))] for row in importance.angular.values()]
         mesh = every.pcolormesh(range(total), list(importance.angular), table, cmap="viridis", shading="nearest")
         if contiguous:
             every.plot([removed[0]], [size], "o", color=CUT, markersize=7)

@@ -42,7 +42,6 @@ _VOICES: dict[str, dict[str, str]] = {
         "least": "least of {left} is {low}",
         "greater": "{a} > {b}",
         "place": "{i} {word}",
-        "tally": "{word} {n}",
     },
     "prose": {
         "add": "We begin with {a} and put {b} on top, which brings us to {c}.",
@@ -51,7 +50,6 @@ _VOICES: dict[str, dict[str, str]] = {
         "least": "Looking through {left} we find that the smallest one is {low}.",
         "greater": "Between the two, {a} beats {b}.",
         "place": "In place {i} stands {word}.",
-        "tally": "We read {word} and our tally is {n}.",
     },
     "notes": {
         "add": "{a} plus {b} makes {c}",
@@ -60,7 +58,6 @@ _VOICES: dict[str, dict[str, str]] = {
         "least": "from {left} pick {low}",
         "greater": "{a} over {b}",
         "place": "no. {i}: {word}",
-        "tally": "{word} -> {n}",
     },
     "explain": {
         "add": "{a} and {b} are {c}.",
@@ -69,7 +66,6 @@ _VOICES: dict[str, dict[str, str]] = {
         "least": "The least of {left} is {low}.",
         "greater": "{a} is more than {b}.",
         "place": "Word {i} is {word}.",
-        "tally": "After {word} the count is {n}.",
     },
 }
 
@@ -100,12 +96,8 @@ def _compare(steps: tuple, voice: dict[str, str]) -> list[str]:
     return [*_sums(steps, voice), voice["greater"].format(a=high, b=low)]
 
 
-def _reverse(steps: tuple, voice: dict[str, str]) -> list[str]:
+def _places(steps: tuple, voice: dict[str, str]) -> list[str]:
     return [voice["place"].format(i=i, word=word) for i, word in enumerate(steps, 1)]
-
-
-def _count(steps: tuple, voice: dict[str, str]) -> list[str]:
-    return [voice["tally"].format(word=word, n=n) for word, n in steps]
 
 
 def _sequence(steps: tuple, voice: dict[str, str]) -> list[str]:
@@ -122,7 +114,7 @@ _LINES = {
     "modulo": _modulo,
     "sort": _sort,
     "compare": _compare,
-    "reverse": _reverse,
-    "count": _count,
+    "reverse": _places,
+    "position": _places,
     "sequence": _sequence,
 }

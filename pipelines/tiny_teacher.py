@@ -21,23 +21,43 @@ from pipelines import families, loop, prompts, styles, tokenizers
 from pipelines.batches import bucketed, collate, encode
 
 HOME = Path(__file__).parent / "recipes" / "tiny_teacher"
-VOCABULARY, SEED, PEAK = 2560, 0, 1.5e-3
+Row = tuple[list[prompts.Message], str]
+VOCABULARY, SEED, PEAK = 2560, 0, 1.2e-3
 ROWS, TOKENS = 1024, 2400  # rows drawn a round; padded tokens a batch
 
 
-def example(stream: dict[str, Iterator[families.Problem]], rng: random.Random) -> tuple[list[prompts.Message], str]:
-    """One training row: 60 % answer, 28 % rewrite, 12 % explain."""
-    problem = next(stream[rng.choice(list(stream))])
+def example(stream: dict[str, Iterator[families.Problem]], rng: random.Random) -> Row:
+    """One training row: 58 % answer, 14 % rewrite, 10 % explain, 18 % drill."""
     kind = rng.random()
-    if kind < 0.60:
+    if kind < 0.18:
+        return drill(rng)
+    problem = next(stream[rng.choice(list(stream))])
+    if kind < 0.76:
         return prompts.answer(problem.question), styles.render(problem, "own")
-    if kind < 0.88:
+    if kind < 0.90:
         reference = styles.render(problem, rng.choice(styles.FOREIGN))
         return prompts.rewrite(problem.question, reference), styles.render(problem, "own")
     return prompts.explain(problem.question), styles.render(problem, "explain")
 
 
-def examples(seed: str) -> Iterator[tuple[list[prompts.Message], str]]:
+def drill(rng: random.Random) -> Row:
+    """Eight sums and differences to work out: the tables that every family stands on, more of them a
+    token than any problem holds."""
+    sums = []
+    for _ in range(8):
+        a, b = rng.randint(2, 105), rng.randint(1, 25)
+        shape = rng.randrange(3)
+        if shape == 0:
+            sums.append((f"{a} + {b}", a + b))
+        elif shape == 1:
+            sums.append((f"{a + b} - {b}", a))
+        else:
+            sums.append((f"{a + b} - {a}", b))
+    asked = prompts.answer(f"Work out: {', '.join(text for text, _ in sums)}")
+    return asked, "\n".join(f"{text} = {value}" for text, value in sums)
+
+
+def examples(seed: str) -> Iterator[Row]:
     """Endless training rows over all families, from the train split alone."""
     rng = random.Random(seed)
     stream = {family: families.problems(family, "train", rng.randrange(2**32)) for family in families.FAMILIES}
@@ -46,7 +66,12 @@ def examples(seed: str) -> Iterator[tuple[list[prompts.Message], str]]:
 
 
 def make_tokenizer() -> Any:
-    """The tokenizer, from 20,000 generated rows and the real text beside the recipe."""
+    """The committed tokenizer, or where there is none a new one: from 20,000 generated rows and the real
+    text beside the recipe."""
+    if (HOME / "tokenizer.json").exists():
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(HOME)
     rows = (f"{message[0]['content']}\n{target}" for message, target in islice(examples("tokenizer"), 20_000))
     with gzip.open(HOME / "text.txt.gz", "rt", encoding="utf8") as text:
         return tokenizers.train([*rows, *text.read().split("\n\n")], VOCABULARY)
@@ -66,68 +91,61 @@ def make_model(tokenizer: Any) -> Any:
     )  # fmt: skip
 
 
-def plan(tokenizer: Any, first: int, rounds: int) -> Iterator[tuple[float, list[loop.Batch]]]:
-    """Batches of every round from `first` on; the last item of a round ends on a whole share."""
-    for number in range(first, rounds):
-        rows = [encode(tokenizer, *row) for row in islice(examples(f"{SEED}/{number}"), ROWS)]
-        batches = bucketed([len(row.ids) for row in rows], TOKENS, random.Random(number))
-        for i, batch in enumerate(batches):
-            share = (number + (i + 1) / len(batches)) / rounds
-            yield share, [collate([rows[row] for row in batch], tokenizer.pad_token_id)]
+def plan(tokenizer: Any, number: int, rounds: int) -> Iterator[tuple[float, list[loop.Batch]]]:
+    """The batches of one round: 1,024 rows, bucketed by length; each with the share of training done."""
+    rows = [encode(tokenizer, *row) for row in islice(examples(f"{SEED}/{number}"), ROWS)]
+    batches = bucketed([len(row.ids) for row in rows], TOKENS, random.Random(number))
+    for i, batch in enumerate(batches):
+        share = (number + i / len(batches)) / rounds
+        yield share, [collate([rows[row] for row in batch], tokenizer.pad_token_id)]
 
 
 def main(
-    rounds: Annotated[int, typer.Option(help="Rounds of 1,024 rows.")] = 220,
+    rounds: Annotated[int, typer.Option(help="Rounds of 1,024 rows.")] = 440,
     work: Annotated[Path, typer.Option(help="Where checkpoints go.")] = Path("runs/tiny-teacher"),
     minutes: Annotated[float, typer.Option(help="Minutes between checkpoints.")] = 10,
+    start: Annotated[Path | None, typer.Option(help="Begin from the weights of this checkpoint.")] = None,
 ) -> None:
     """Train (or go on training) and write model and tokenizer beside the recipe."""
     work.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer()
     model = make_model(tokenizer)
+    if start:
+        model.load_state_dict(type(model).from_pretrained(start, dtype=torch.float32).state_dict())
     optimizer = loop.optimizer_for(model, PEAK, 0.05)
-    checkpoint, first, step = work / "checkpoint.pt", 0, 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        first, step = state["round"], state["step"]
+    first = resume(work / "checkpoint.pt", model, optimizer)
     began = saved = time.monotonic()
-    seen, begun = 0, first
-    with (work / "log.jsonl").open("a") as log:
-        pairs = plan(tokenizer, first, rounds)
-        shares: list[float] = []
-
-        def watched() -> Iterator[tuple[float, list[loop.Batch]]]:
-            for share, batches in pairs:
-                shares.append(share)
-                yield share, batches
-
-        for report in loop.steps(model, optimizer, watched(), "flat-linear", PEAK, step):
-            seen += report.tokens
-            done = shares[-1]
-            if report.step % 50 == 0:
-                left = (time.monotonic() - began) * (1 - done) / max(done - begun / rounds, 1e-9)
-                line = {**report._asdict(), "done": round(done, 4), "minutes_left": round(left / 60, 1)}
-                log.write(json.dumps(line) + "\n")
-                log.flush()
-                print(line, flush=True)
-            whole = abs(done * rounds - round(done * rounds)) < 1e-6
-            if whole and time.monotonic() - saved > 60 * minutes:
-                saved = time.monotonic()
-                _save(checkpoint, model, optimizer, round(done * rounds), report.step + 1)
-                model.to(torch.bfloat16).save_pretrained(work / "model")
-                model.to(torch.float32)
-                model.load_state_dict(torch.load(checkpoint, weights_only=True)["model"])
-                tokenizer.save_pretrained(work / "model")
+    for number in range(first, rounds):
+        reports = list(loop.steps(model, optimizer, plan(tokenizer, number, rounds), "flat-linear", PEAK))
+        loss = sum(r.loss * r.tokens for r in reports) / sum(r.tokens for r in reports)
+        left = (time.monotonic() - began) / (number + 1 - first) * (rounds - number - 1) / 60
+        rate = reports[-1].learning_rate
+        line = {"round": number + 1, "loss": round(loss, 4), "rate": rate, "minutes_left": round(left, 1)}
+        print(json.dumps(line), flush=True)
+        if time.monotonic() - saved > 60 * minutes:
+            saved = time.monotonic()
+            save(work, model, optimizer, tokenizer, number + 1)
     model.to(torch.bfloat16).save_pretrained(HOME)
     tokenizer.save_pretrained(HOME)
 
 
-def _save(path: Path, model: Any, optimizer: torch.optim.Optimizer, number: int, step: int) -> None:
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "round": number, "step": step}
-    torch.save(state, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").replace(path)
+def save(work: Path, model: Any, optimizer: torch.optim.Optimizer, tokenizer: Any, number: int) -> None:
+    """A checkpoint to go on from, whole or not at all, and a model to try."""
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "round": number}
+    torch.save(state, work / "checkpoint.tmp")
+    (work / "checkpoint.tmp").replace(work / "checkpoint.pt")
+    model.save_pretrained(work / "model")
+    tokenizer.save_pretrained(work / "model")
+
+
+def resume(checkpoint: Path, model: Any, optimizer: torch.optim.Optimizer) -> int:
+    """Load `checkpoint` where there is one; returns the round to go on with."""
+    if not checkpoint.exists():
+        return 0
+    state = torch.load(checkpoint, weights_only=True)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["round"])
 
 
 if __name__ == "__main__":

@@ -137,8 +137,11 @@ def _fit(
         thread.join(0.2)
         if time.monotonic() - shown > SHOW_SECONDS and _show(student.name, progress):
             shown = time.monotonic()
-    if not ended or isinstance(ended[0], BaseException):
-        raise RuntimeError(f"training {student.name} failed: {ended[0] if ended else 'see the log'}")
+    if not ended:
+        raise RuntimeError(f"training {student.name} ended without a result; see Ray's logs")
+    if isinstance(ended[0], BaseException):
+        cause = next(iter(getattr(ended[0], "worker_failures", {}).values()), ended[0])
+        raise RuntimeError(f"training {student.name} failed: {str(cause).strip().splitlines()[-1]}") from ended[0]
     return ended[0]
 
 

@@ -29,7 +29,7 @@ def build(models: dict[str, Path], max_model_len: int, max_num_seqs: int, dtype:
     from ray.serve.llm import build_llm_deployment
     from ray.serve.llm.ingress import OpenAiIngress, make_fastapi_ingress
 
-    configs = [_config(name, path, max_model_len, max_num_seqs, dtype, len(models)) for name, path in models.items()]
+    configs = [_config(name, path, max_model_len, max_num_seqs, dtype) for name, path in models.items()]
     ingress = make_fastapi_ingress(OpenAiIngress, app=_closed_fastapi())
     deployment = serve.deployment(
         ingress,
@@ -44,14 +44,15 @@ def build(models: dict[str, Path], max_model_len: int, max_num_seqs: int, dtype:
     )
 
 
-def _config(name: str, path: Path, max_model_len: int, max_num_seqs: int, dtype: str, engines: int) -> Any:
+def _config(name: str, path: Path, max_model_len: int, max_num_seqs: int, dtype: str) -> Any:
     from ray.serve.llm import LLMConfig
 
     return LLMConfig(
         model_loading_config={"model_id": name, "model_source": str(path.resolve())},
         engine_kwargs=engine.engine_kwargs(max_model_len, max_num_seqs, dtype, path) | {"disable_log_stats": True},
         placement_group_config=engine.placement_group_config(),
-        runtime_env={"env_vars": engine.env_vars(engines)},
+        # All cores to each engine: evaluation asks one model at a time.
+        runtime_env={"env_vars": engine.env_vars()},
         # Tokens are sent on after this long; the default of 50 ms spoils the time to the first token.
         experimental_configs={"stream_batching_interval_ms": 5},
         log_engine_metrics=False,

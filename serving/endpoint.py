@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import threading
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 APP = "regrow"
-QUIET = ("ray", "ray.serve", "ray.llm", "vllm", "httpx")
+QUIET = ("ray", "ray.serve", "vllm")
 
 
 class Settings(Protocol):
@@ -41,15 +42,13 @@ def endpoint(models: dict[str, Path], settings: Settings, max_model_len: int, dt
 
     if not ray.is_initialized():
         raise RuntimeError("no Ray session: open one (cluster.session.session) around the endpoint")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # read when vLLM is imported, here by ray.serve.llm
     from ray import serve
 
-    from serving import app
-
-    for name in QUIET:  # Serve's own progress, one line a second, would drown the stage's
-        logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        application = app.build(models, max_model_len, settings.max_num_seqs, dtype)
+        with _own_logging():
+            from serving import app
+
+            application = app.build(models, max_model_len, settings.max_num_seqs, dtype)
         options = {"host": settings.host, "port": settings.port}
         serve.start(proxy_location="HeadOnly", http_options=options, logging_config=app.LOGGING)
         _run(application, list(models))
@@ -113,6 +112,26 @@ def check_port(host: str, port: int) -> None:
 def reachable(host: str) -> str:
     """The address by which this machine asks an endpoint that listens on `host`."""
     return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
+
+
+@contextmanager
+def _own_logging() -> Iterator[None]:
+    """Keep this process's logging as it is: on import, ray.llm makes the root logger print every INFO line
+    as JSON (each HTTP request, say), and Serve's progress, a line a second, would drown the stage's."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # read when vLLM is imported
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    from ray._private.ray_logging import stdout_deduplicator
+
+    # Serve's controller ends by killing itself, and Ray's driver would print that as a failed task.
+    stdout_deduplicator.skip_re = re.compile(r"ServeController\.graceful_shutdown")
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.handlers[:] = handlers
+        for name in QUIET:
+            logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _run(application: object, names: list[str]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import families, recipe_file, recovery, styles
-from pipelines.report import Inputs, report
+from pipelines.report import Inputs, content, headline, report
 
 IN_DOMAIN = ("story", "sort", "count")
 OUTSIDE = ("addition", "compare", "modulo", "reverse", "sequence")
@@ -211,16 +211,16 @@ def test_resumed_steps_count_once(tmp_path):
     assert made["losses"]["sft"] == pytest.approx(report(inputs, tmp_path)["losses"]["sft"])
 
 
-def test_headline_says_what_the_intervals_allow(tmp_path):
+def test_headline_says_what_the_intervals_allow():
     inputs = example()
 
     def title(**changes) -> str:
-        report(replace(inputs, **changes), tmp_path)
-        found = re.search(r"<h1>(.*?)</h1>", (tmp_path / "report.html").read_text(encoding="utf8"))
-        return html.unescape(found[1]).replace("\u202f", " ")
+        changed = replace(inputs, bootstrap=400, **changes)
+        return headline(changed, content(changed))[0]
 
-    assert re.search(r"^Quality grew back from 2\d % to 8\d % of the teacher’s, and self-data distillation \(SDD\) "
-                     r"beat plain fine-tuning \(SFT\) by \d+\.\d points \(95 % interval \d+\.\d to \d+\.\d\)\.$", title())
+    grown = r"^Quality grew back from 2\d % to 8\d % of the teacher’s, and self-data distillation \(SDD\) beat "
+    by = r"plain fine-tuning \(SFT\) by \d+\.\d points \(95 % interval \d+\.\d to \d+\.\d\)\.$"
+    assert re.search(grown + by, title())
     swapped = {**inputs.items, "sdd": inputs.items["sft"], "sft": inputs.items["sdd"]}
     assert "fell behind plain fine-tuning (SFT) by" in title(items=swapped)
     assert "cannot be told apart: +0.0 points" in title(items={**inputs.items, "sdd": inputs.items["sft"]})

@@ -59,15 +59,18 @@ def greedy(model: Path, ids: list[int], new: int) -> list[int]:
     return [token for token in made if token != words.eos_token_id]
 
 
-def log_likelihood(model: Path, context: list[int], continuation: list[int]) -> float:
+def log_probabilities(model: Path, ids: list[int]) -> list[float]:
+    """transformers' log-probability of each token after the first."""
     import torch
 
     net, _ = loaded(model)
-    ids = torch.tensor([context + continuation])
     with torch.no_grad():
-        scores = net(ids).logits[0, :-1].log_softmax(-1)
-    picked = scores[torch.arange(len(scores)), ids[0, 1:]]
-    return float(picked[len(context) - 1 :].sum())
+        scores = net(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+    return scores[torch.arange(len(scores)), torch.tensor(ids[1:])].tolist()
+
+
+def log_likelihood(model: Path, context: list[int], continuation: list[int]) -> float:
+    return sum(log_probabilities(model, context + continuation)[len(context) - 1 :])
 
 
 def test_task_files_are_what_their_function_makes() -> None:
@@ -115,9 +118,8 @@ def test_echoed_log_probabilities_are_those_of_transformers(url: str, models: di
         asked: dict[str, Any] = {"prompt": ids, "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1}
         found = client(url).completions.create(model=name, **asked).choices[0].logprobs.token_logprobs
         assert len(found) == len(ids) + 1 and found[0] is None
-        for i in range(1, len(ids)):
-            # 1e-3: fp32 on both sides, other kernels and other orders of summing
-            assert found[i] == pytest.approx(log_likelihood(path, ids[:i], ids[i : i + 1]), abs=1e-3)
+        # 1e-3: fp32 on both sides, other kernels and other orders of summing
+        assert found[1:-1] == pytest.approx(log_probabilities(path, ids), abs=1e-3)
 
 
 def test_other_origins_get_no_permission(url: str) -> None:
@@ -163,7 +165,9 @@ def test_evaluate_scores_what_the_endpoint_says(url: str, models: dict[str, Path
     summary = evaluate.score(recipe(), url, "a", models["a"], rows(text, right or "-"), tmp_path)
     items = pq.read_table(tmp_path / "items.parquet").to_pylist()
     assert [item["id"] for item in items] == [str(i) for i in range(8)]
-    assert all(item["text"] == own for item in items if item["id"] != "6")
+    # Without a last character that the token limit cut in half: engine and tokenizer show it differently.
+    whole = {item["text"].rstrip("\ufffd") for item in items if item["id"] != "6"}
+    assert whole == {own.rstrip("\ufffd")}
     assert items[6]["finish_reason"] == "refused" and not items[6]["correct"] and summary["refused"] == 1
     scores = {row["task"]: row for row in json.loads((tmp_path / "scores.json").read_text())}
     assert set(scores) == {"task0", "task1"}

@@ -40,6 +40,9 @@ def _wrong(problem: families.Problem, rng: random.Random) -> list[str]:
     if problem.kind == "number":
         near = [d for d in (-10, -2, -1, 1, 2, 10, 20) if int(problem.answer) + d >= 0]
         return [str(int(problem.answer) + d) for d in rng.sample(near, 3)]
+    items = problem.answer.split(" ")
+    if len(items) == 1:  # a word of the question's list: another one
+        return rng.sample([w for w in problem.question.rstrip("?").split() if w in families.WORDS and w != items[0]], 3)
     found: list[str] = []
     while len(found) < 3:
         items = problem.answer.split(" ")

@@ -4,7 +4,7 @@ BIN := .venv/bin
 # What the dependencies are when tests and the quickstart run; a changed pyproject sets up again.
 READY := .venv/.ready
 
-.PHONY: setup quickstart test check format tiny-teacher clean
+.PHONY: setup browser quickstart test check format tiny-teacher clean
 
 setup: $(READY)
 
@@ -24,8 +24,15 @@ $(READY): pyproject.toml
 quickstart: $(READY)
 	$(BIN)/regrow run quickstart
 
-test: $(READY)
+test: $(READY) browser
 	$(BIN)/python -m pytest tests -q
+
+# The report's tests open it in a real browser.
+browser:
+	@command -v chromium chromium-browser google-chrome >/dev/null || { \
+		[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+		&& echo "browser: installing chromium" && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } \
+		|| echo "browser: no Chromium; the report's tests will fail until it is installed (apt-get install chromium)"
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -16,8 +16,10 @@ Rules here, in this order:
    "=", else as in 4. A pure expression is worth its value; a date, time, range, list or quantity of
    several units is None. `30%` is 30, `1 3/4` is 1.75, "3 million" 3000000.
 4. Without a cue: in the last sentence that holds a number, the only bold one, else the one after the
-   last "=", else the last one. None where that sentence ends in alternatives ("3 or 4") or a later
-   one counts in words ("eight are left"). Other kinds take the last line if it is nothing but an answer.
+   last "=", else the first one behind the last verb ("has 18 eggs after 3 days"), else the last one;
+   what follows "because" or "than" does not count. None for alternatives, ranges, lists, operations
+   without a result, and where a later sentence counts in words ("eight are left"). Other kinds take
+   the last line if it is nothing but an answer.
 
 All patterns run in about linear time; numbers of more than 60 digits are no answers.
 """
@@ -35,7 +37,7 @@ KINDS = ("number", "choice", "label", "text", "list", "expression", "none")
 _STOP = re.compile(r"</s>|<\|(?:im_end|im_start|eot_id|endoftext|end|eom_id)\|>|<end_of_turn>|<eos>|\[/?INST\]")
 _NEXT_TURN = re.compile(
     r"(?:^|(?<=\s))[#*]{0,6}\ ?(?:(?:Question|QUESTION|Q)(?:\ ?\d{1,4})?|Human|User"
-    r"|(?<=\#\ )(?:Instruction|Problem))(?:\*\*)?:",
+    r"|(?<=\#\ )Instruction|(?<=\n\n)Problem)(?:\*\*)?:",
     re.MULTILINE,
 )
 _HASHES = re.compile(r"(?<!#)#{4,}+[ *$]*+-?[$]?\.?\d(?!\d{0,3}[.):]\s+[A-Za-z])")
@@ -45,10 +47,10 @@ _ANNOTATION = re.compile(r"<<([^<>\n]*+)>>(?=(\ ?[-$]?\.?\d)?)")
 _CUE = re.compile(
     r"(?P<hash>\#{4,})"
     r"|\\f?box(?:ed)?\ ?\{(?P<box>(?:[^{}]++|\{[^{}]*+\})*+)\}"
-    r"|\b(?:answers?|ans)\b(?!['’])[*_]{0,3}(?:\ (?:to|for)\ [^.:=\n]{1,80}?)??\ ?"
-    r"(?:(?::|=|\b(?:is|are|was|would\ be|will\ be|comes\ to)\b)[*_]{0,3}(?:\ (?:that|thus|then|therefore)\b)?\ ?:?"
+    r"|(?<![/\w])(?:answers?|ans)\b(?!['’])[*_]{0,3}(?:\ (?:to|for)\ [^.:=\n]{1,80}?)??\ ?"
+    r"(?:(?::|=|\b(?:is|are|would\ be|will\ be|comes\ to)\b)[*_]{0,3}(?:\ (?:that|thus|then|therefore)\b)?\ ?:?"
     r"|$|\.(?=[A-J]\b))"
-    r"|^[\s>*_#-]{0,12}(?P<line>A|(?:final\ )?ans(?:wer)?)[*_]{0,3}(?:\ ?[:.)=]|\ (?=[($\d-])|\ (?=[A-J]\b))",
+    r"|^[\s>*_#-]{0,12}(?P<line>A(?=[*_]{0,3}\ ?:)|(final\ )?ans(wer)?)[*_]{0,3}(?:\ ?[:.)=]|\ (?=[($\d-]|[A-J]\b))",
     re.IGNORECASE | re.MULTILINE,
 )
 _CHOICE_CUE = re.compile(
@@ -155,22 +157,19 @@ def _choice(content: str) -> str | None:
 def _label(content: str) -> str | None:
     first = re.split(r"[.,;:!?\n]|\b(?:because|since)\b", _bare(content[:MAX_CONTENT]), maxsplit=1)[0]
     label = _text(first)
-    return label if label and len(label.split()) <= 3 else None
+    return label if label and re.search(r"\w", label) and len(label.split()) <= 3 else None
 
 
 def _text(content: str) -> str | None:
     content = _bare(content[:MAX_CONTENT]).split("\n")[0]
     content = re.sub(r"^\(?[A-Ja-j]\)\ ?(?=.)", "", content)  # the letter of a choice whose words follow
     content = re.split(r"(?<=\w{4})[.!?]\ (?=[A-Z])", content, maxsplit=1)[0]
-    folded = unicodedata.normalize("NFKC", content).casefold().replace("'", "")
-    kept = re.sub(r"(?<=\d)[.,](?=\d)|-(?=\d)|[^\w\s]|_", _kept, folded)
-    return " ".join(kept.split()) or " ".join(folded.split()) or None
-
-
-def _kept(match: re.Match[str]) -> str:
-    if len(match[0]) == 1 and match[0] in ".-" and match.string[match.end() : match.end() + 1].isdigit():
-        return match[0] if match[0] == "." or not match.string[: match.start()][-1:].isalnum() else " "
-    return "" if match[0] == "," and match.string[match.start() - 1 : match.start()].isdigit() else " "
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", content).casefold()).replace("'", "")
+    plain = re.sub(
+        r"(?<=\d),(?=\d{3})", "", folded
+    )  # points and signs of numbers stay, as do symbols: "c++" is not "c"
+    kept = re.sub(r"(?!\.\d)(?!(?<!\w)-\d)[.,;:!?\"()\[\]{}_‘“”«»…—-]", " ", plain)
+    return _bare(" ".join(kept.split())) or _bare(" ".join(folded.split())) or None
 
 
 def _list(content: str) -> str | None:
@@ -190,7 +189,7 @@ def _item(part: str) -> str:
     value = arithmetic.leading(part)
     if value and value[0] == len(part) and value[1] is not None:
         return arithmetic.written(value[1]) or ""
-    return part
+    return part if re.search(r"\w", part) else ""
 
 
 def _expression(content: str) -> str | None:
@@ -210,22 +209,23 @@ _READERS: dict[str, Callable[[str], str | None]] = {
 def _heads(cue: re.Match[str], content: str, more: bool, kind: str) -> bool:
     """Whether the cue is a heading, with the solution and not the answer behind it."""
     line = content.strip().partition("\n")[0]
-    if "#" in cue[0] and kind in ("number", "expression"):
+    hashed = bool(cue.groupdict().get("hash"))
+    if hashed and kind in ("number", "expression"):
         words = line.strip(" *#$")
         return more and bool(words[:1].isalpha() or re.match(r"\d+[.):]\s+[A-Za-z]", words))
-    if kind == "text" or "#" in cue[0]:
+    if kind == "text" or hashed:
         return False
     if _HEADING.match(line):
         return True
-    if cue[0].rstrip("*_ ")[-1:] not in (":", ".", "=") or re.search(
-        "final", cue.string[cue.start() - 8 : cue.end()], re.I
-    ):
+    said = cue.string[max(cue.start() - 8, 0) : cue.end()].lower().rstrip("*_ ")
+    if said[-1:] not in (":", ".", "=") or "final" in said:
         return False
     if kind != "number":
         return len(content.strip()) > len(line) and _READERS[kind](content) is None
     first, *others = [*arithmetic.sentences(content), ""][:3]
     # "Answer: 18. Because ..." is an answer; "Answer: 48/2 = 24 clips. ..." begins the working.
-    return bool(others and others[0]) and ("=" in first or len(first.split()) > 4 or first.strip()[:1].isalpha())
+    working = "=" in first or len(first.split()) > 4 or len(arithmetic.numbers(first)) > 1
+    return bool(others and others[0]) and (working or first.strip()[:1].isalpha())
 
 
 def _cued(text: str, kind: str) -> tuple[bool, str | None, int]:
@@ -239,10 +239,10 @@ def _cued(text: str, kind: str) -> tuple[bool, str | None, int]:
             return True, _READERS[kind](box), 0
         content, until = text[cue.end() : until][: 2 * MAX_CONTENT], cue.start()
         line = content.partition("\n")[0]
-        if _heads(cue, line if "#" in cue[0] else content, cue.end() + len(line) < last, kind):
+        content = line if cue.groupdict().get("hash") else content
+        if _heads(cue, content, cue.end() + len(line) < last, kind):
             start = max(start, cue.end())
             continue
-        content = line if cue.groupdict().get("hash") else content
         if content.strip(" \n" if kind == "text" else " \n*_$:.=#()[]") and not _VERDICT.match(content):
             return True, _READERS[kind](content), 0
     return bool(cues) and not start, None, start

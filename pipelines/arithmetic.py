@@ -186,13 +186,18 @@ _SENTENCE_END = re.compile(r"(?<![.\s]\w)(?<!\bRs)(?<!\bMr)(?<!\bMs)(?<!\bMrs)(?
 _REASON = re.compile(r"\b(?:because|since|as|so|which|where|if|when|after)\b|;|,(?!\d)", re.IGNORECASE)
 _OPERATED = re.compile(r"[%$)\s]*+(?:(?:[-+/^]|\*(?!\*)|x\b)[\s$(]*[\d.]|\*(?!\*)\s*[\d$(])")
 _SEVERAL = re.compile(
-    r"(?:\s*(?:%|[a-z]+)?\ (?:and|or|to)\ \$?\d|\s*-\ ?\$?\d|,\ ?\d|[ ./:]\d|\s?(?:or|to)\b\ ?\$?\d"
-    r"|[a-z ]*\ and\ \$?\d|\W*(?:\w+\ )?(?:(?:more|less|fewer|greater)\ than|times\ (?:as|more|the)"
+    r"(?:\s*(?:%|[a-z]+)?\ (?:and|or|to)\ \$?\d|\s*-\ ?\$?\d|,\ ?\d|(?:[./:]|\ ++)\d|\s?(?:or|to)\b\ ?\$?\d"
+    r"|[a-z ]*\ and\ \$?\d|\ [a-z]+\ \d|\W*(?:\w+\ )?(?:(?:more|less|fewer|greater)\ than|times\ (?:as|more|the)"
     r"|(?:percent\ )?of\ (?:the\ )?\$?\d))",
     re.IGNORECASE,
 )
 _ASIDE = re.compile(r"\bbecause\b|(?:\bthan\b|>)(?=[^=,;]*$)", re.IGNORECASE)
 _RANGED = re.compile(r"\d%?\ ?(?:\bor\b|\bto\b|-|,)\ ?\$?$|:$|\bbetween\ \$?\d+\ and\ \$?$")
+_VERB = re.compile(
+    r"\b(?:is|are|was|were|be|ha[sd]|have|equals|ma[kd]es?|spen[dt]s?|costs?|needs?|pays?|paid|earns?|takes?|gets?"
+    r"|will|would|can|must)\b",
+    re.IGNORECASE,
+)
 _ORDINAL = re.compile(r"(?:st|nd|rd|th)\b")
 _WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 _WORDED = re.compile(
@@ -212,8 +217,10 @@ def _after_equals(clause: str) -> Fraction | None:
     rest = clause.rpartition("=")[2]
     found = numbers(rest)
     if not found and re.fullmatch(r"\W*[A-Za-z]\W*", rest):  # "10 = b"
-        before = numbers(clause.rpartition("=")[0].rpartition("=")[2])
-        return before[0][2] if len(before) == 1 else None
+        side = clause.rpartition("=")[0].rstrip()
+        before = numbers(side)
+        alone = before and before[-1][1] == len(side) and not re.search(r"[-+*/^]\ ?$", side[: before[-1][0]])
+        return before[-1][2] if alone else None
     if not found or len(rest[: found[0][0]].split()) > 4:
         return None
     if _OPERATED.match(rest, found[0][1]) or rest[: found[0][0]].strip().startswith("("):
@@ -240,8 +247,11 @@ def _concluded(sentence: str) -> Fraction | None:
     counted = [number for number in found if not _ORDINAL.match(clause, number[1])] or found
     if not counted or (len(counted) > 1 and _RANGED.search(clause, max(counted[-1][0] - 30, 0), counted[-1][0])):
         return None
-    start = counted[-1][0]
-    if re.search(r"[-+*/^x]\ ?\$?\(*$", clause[:start]) and len(counted) > 1:
+    verbs = [verb.end() for verb in _VERB.finditer(clause)]
+    after = [number for number in counted if verbs and number[0] >= verbs[-1]]
+    if len(after) > 1:  # "has 18 eggs after 3 days" says 18, "has 5 eggs and 3 pans" no one number
+        return None if _OPERATED.match(clause, after[0][1]) or _SEVERAL.match(clause, after[0][1]) else after[0][2]
+    if len(counted) > 1 and re.search(r"[-+*/^x]\ ?\$?\(*$", clause[: counted[-1][0]]):
         return None  # an operation without its result
     return counted[-1][2]
 

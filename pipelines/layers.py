@@ -137,7 +137,7 @@ def remove(model: Any, removed: Sequence[int]) -> Any:
     for index, block in enumerate(stack):
         for module in block.modules():
             if isinstance(getattr(module, "layer_idx", None), int):
-                module.layer_idx = index
+                module.layer_idx = index  # type: ignore[assignment]
     for name, value in list(vars(config).items()):
         a_layer_each = isinstance(value, list | tuple) and len(value) == total
         # three end tokens and three layers: a list of tokens is none of layers

@@ -160,14 +160,14 @@ def lines(curves: Sequence[Line], x_label: str, y_label: str, about: str, marks:
         x, y = across(mark.x), up(mark.y)
         anchor = "start" if x < 30 else "end" if x > 70 else "middle"
         drawn.append(element("circle", cx=f"{x:.2f}%", cy=f"{y:.2f}%", r=8, class_=f"ring {mark.style}"))
-        below = y < 18
+        below = y < 18 or (y < 85 and mark.y == min(value for _, value in points))  # clear of the curve
         drawn.append(element("text", mark.label, x=f"{x:.2f}%", y=f"{y:.2f}%", dy=24 if below else -14,
                              text_anchor=anchor, class_="mark"))  # fmt: skip
     return _framed(drawn, x_label, y_label, about)
 
 
 def angular_map(importance: Mapping[str, Any]) -> Markup:
-    """Angular distance by first removed block (across) and number of blocks (down): darker is further.
+    """Angular distance by first removed block (across) and number of blocks (down): stronger is further.
 
     A dot marks the nearest start of each size, a ring the cut that was made."""
     table = {int(n): row for n, row in importance["angular"].items()}

@@ -197,8 +197,8 @@ def headline(inputs: Inputs, made: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _smaller(inputs: Inputs, teacher: str, student: str) -> str:
-    size = {model["name"]: model.get("parameters") for model in inputs.models}
-    if not size.get(teacher) or not size.get(student):
+    size = {model["name"]: model.get("parameters") or 0 for model in inputs.models}
+    if not size[teacher] or not size[student]:
         return ""
     return f"With {100 * (1 - size[student] / size[teacher]):.0f} % fewer parameters, "
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import families, recipe_file, recovery, styles
+from pipelines import recipe_file, recovery
 from pipelines.report import Inputs, content, headline, report
 
 IN_DOMAIN = ("story", "sort", "count")
@@ -100,13 +100,16 @@ def losses(first: float, last: float, steps: int = 330) -> list[dict]:
 
 
 def samples() -> list[dict]:
-    rows = []
-    for task, verdict in (("story", "match"), ("sort", "mismatch"), ("count", "unparsable"), ("story", "truncated")):
-        problem = families.distinct(task, "train", 3, 1)[0]
-        text = styles.render(problem, "own")
-        rows.append({"prompt": problem.question, "reference": styles.render(problem, "prose"), "task": task,
-                     "text": "" if verdict == "unparsable" else text, "verdict": verdict})  # fmt: skip
-    return rows
+    story = ("Nina has 60 cards. Nina gets 28 more. Nina finds 17 more. How many cards does Nina have now?",
+             "We begin with 60 and put 28 on top: we are at 88. With 17 on top we are at 105. The answer is 105.",
+             "60 + 28 = 88\n88 + 17 = 105\n#### 105")  # fmt: skip
+    sort = ("Sort these numbers from small to large: 96 34 75 77",
+            "The smallest of 96 34 75 77 is 34. Of 96 75 77 it is 75, of 96 77 it is 77. The answer is 34, 75, 77, 96.",
+            "least of 96 34 75 77 is 34\nleast of 96 75 77 is 77\n#### 34 77 75 96")  # fmt: skip
+    rows = (("story", "match", story), ("sort", "mismatch", sort), ("story", "unparsable", (*story[:2], "")),
+            ("story", "truncated", (*story[:2], "60 + 28 = 88\n88 + ")))  # fmt: skip
+    return [{"task": task, "verdict": verdict, **dict(zip(("prompt", "reference", "text"), texts, strict=True))}
+            for task, verdict, texts in rows]  # fmt: skip
 
 
 def hostile() -> Inputs:

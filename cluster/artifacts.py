@@ -66,9 +66,8 @@ class Artifact:
         """A local directory to write files into: the artifact's own, or one that is uploaded at the
         end of the block where the artifact lives on S3."""
         if storage.is_local(self.url):
-            path = Path(self.url)
-            path.mkdir(parents=True, exist_ok=True)
-            yield path
+            Path(self.url).mkdir(parents=True, exist_ok=True)
+            yield Path(self.url)
             return
         with tempfile.TemporaryDirectory(prefix="regrow-") as folder:
             yield Path(folder)

@@ -29,6 +29,8 @@ def session(address: str, cpus: int | None) -> Iterator[None]:
         os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
         options |= {"num_cpus": cpus or max(8, os.cpu_count() or 1), "include_dashboard": False}
         options |= {"object_store_memory": 256 << 20}
+    for name in ("ray", "ray.data"):  # the stages tell what a user wants to know
+        logging.getLogger(name).setLevel(logging.ERROR)
     terminated = signal.getsignal(signal.SIGTERM)
     ray.init(address=address, runtime_env={"env_vars": worker_environment()}, **options)
     if threading.current_thread() is threading.main_thread():

@@ -21,7 +21,7 @@ Rules here, in this order:
    without a result, and where a later sentence counts in words ("eight are left"). Other kinds take
    the last line if it is nothing but an answer.
 
-All patterns run in about linear time; numbers of more than 60 digits are no answers.
+All patterns run in linear time; numbers of more than 60 digits are no answers.
 """
 
 import re
@@ -83,12 +83,12 @@ _SAME_AS = str.maketrans(
 
 
 def _ascii(char: str) -> str:
-    """What a character other than ASCII stands for in an answer."""
+    """What a character other than printable ASCII stands for in an answer."""
     category = unicodedata.category(char)
     if category == "Nd":
         return str(unicodedata.decimal(char))
-    if category in ("Zs", "Sc", "Cf"):
-        return {"Zs": " ", "Sc": "$", "Cf": ""}[category]
+    if (stands := {"Zs": " ", "Cc": " ", "Sc": "$", "Cf": ""}.get(category)) is not None:
+        return stands
     if unicodedata.decomposition(char).startswith("<fraction>"):
         return " " + unicodedata.normalize("NFKC", char).replace("⁄", "/")
     return chr(ord(char) - 0xFEE0) if "！" <= char <= "～" else char
@@ -101,7 +101,7 @@ def _annotated(match: re.Match[str]) -> str:
 
 def _clean(text: str) -> str:
     text = re.sub(r"(?<=\d)[\u2009\u202f\u00a0](?=\d{3}(?!\d))", "", text.replace("\r\n", "\n")).translate(_SAME_AS)
-    odd = {ord(char): _ascii(char) for char in set(text) if char > "\x7f"}
+    odd = {ord(char): _ascii(char) for char in set(text) - {"\n"} if not " " <= char <= "~"}
     text = _ANNOTATION.sub(_annotated, text.translate(odd))
     if "\\" in text:
         for _ in range(2):  # twice: \text inside \text, \frac inside \text
@@ -149,7 +149,7 @@ def _choice(content: str) -> str | None:
         return None
     rest, letter = content[match.end() :], match[2]
     marked = match[1] or match[3] is not None or not rest.strip(" .\"'])}*_\n$")
-    if marked or (letter.isupper() and letter not in "AI") or re.match(r"\s*(?:because|since|[^\w\s]|\n)", rest):
+    if marked or (letter.isupper() and letter not in "AI") or re.match(r"\s*(?:because|since|[).:,;\]*\n])", rest):
         return letter.upper()
     return None  # the article or the pronoun
 
@@ -157,7 +157,7 @@ def _choice(content: str) -> str | None:
 def _label(content: str) -> str | None:
     first = re.split(r"[.,;:!?\n]|\b(?:because|since)\b", _bare(content[:MAX_CONTENT]), maxsplit=1)[0]
     label = _text(first)
-    return label if label and re.search(r"\w", label) and len(label.split()) <= 3 else None
+    return label if label and re.search(r"[^\W_]", label) and len(label.split()) <= 3 else None
 
 
 def _text(content: str) -> str | None:
@@ -173,23 +173,20 @@ def _text(content: str) -> str | None:
 
 
 def _list(content: str) -> str | None:
-    line = _bare(content[:MAX_CONTENT]).split("\n")[0].rstrip(" .")
+    line = re.sub("->|[<>→]", " ", _bare(content[:MAX_CONTENT]).split("\n")[0]).strip(" .")
     if ", " in line:
         line = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", line)
-    if re.search("[,;]", line):
-        parts = re.split(r"[,;]+\s*(?:and\s+)?|\s+and\s+", line)
-    else:
-        parts = [part for part in re.split(r"\s+|->|[<>→&]", line) if part.lower() != "and"]
+    parts = re.split(r"[,;]+\s*(?:and\s+)?|\s+and\s+" if re.search("[,;]", line) else r"[\s&]+", line)
     items = [item for part in parts if (item := _item(part))]
     return (", " if any(" " in item for item in items) else " ").join(items) or None
 
 
 def _item(part: str) -> str:
-    part = " ".join(part.casefold().strip(" \"'[](){}*_.:").split())
+    part = " ".join(part.casefold().strip(" \"'[](){}*_.:=$#&>").split())
     value = arithmetic.leading(part)
     if value and value[0] == len(part) and value[1] is not None:
         return arithmetic.written(value[1]) or ""
-    return part if re.search(r"\w", part) else ""
+    return part if part != "and" and re.search(r"[^\W_]", part) else ""
 
 
 def _expression(content: str) -> str | None:
@@ -237,32 +234,32 @@ def _cued(text: str, kind: str) -> tuple[bool, str | None, int]:
     for cue in reversed(cues):
         if (box := cue.groupdict().get("box")) is not None:
             return True, _READERS[kind](box), 0
-        content, until = text[cue.end() : until][: 2 * MAX_CONTENT], cue.start()
+        content = text[cue.end() : until][: 2 * MAX_CONTENT]
+        until = cue.start() if content.strip() else until  # "find answer": the last word is no cue then
         line = content.partition("\n")[0]
         content = line if cue.groupdict().get("hash") else content
         if _heads(cue, content, cue.end() + len(line) < last, kind):
             start = max(start, cue.end())
             continue
-        if content.strip(" \n" if kind == "text" else " \n*_$:.=#()[]") and not _VERDICT.match(content):
+        wordy = kind in ("text", "label")  # where "correct" may itself be the answer
+        if content.strip(" \n" if kind == "text" else " \n*_$:.=#()[]") and (wordy or not _VERDICT.match(content)):
             return True, _READERS[kind](content), 0
     return bool(cues) and not start, None, start
 
 
 def _last_line(text: str, kind: str) -> str | None:
     lines = text.strip()[-10 * MAX_CONTENT :].split("\n")
-    line = re.sub(r"^(?:so|thus|hence|therefore)\W+", "", _bare(lines[-1]), flags=re.I)
-    listed = re.compile(r"\(?[A-Ja-j]\s?[).:]")
-    if kind == "choice" and len(lines) > 1 and listed.match(_bare(lines[-2])) and listed.match(line):
-        return None  # the options themselves
+    line = _bare(lines[-1])
+    if kind == "choice":
+        listed = re.compile(r"\(?[A-Ja-j]\s?[).:]")
+        options = len(lines) > 1 and listed.match(_bare(lines[-2])) and listed.match(line)
+        return None if options else _choice(re.sub(r"^(?:so|thus|hence|therefore)\W+", "", line, flags=re.I))
     if kind == "list":
-        found = _list(line.rpartition(":")[2])
-        items = found.split(", ") if found else []
-        return found if all(len(item.split()) <= 3 for item in items) or (len(lines) == len(items) == 1) else None
-    if kind in ("label", "text") and (
-        len(line.split()) > {"label": 3, "text": 12}[kind] or (kind, len(lines)) > ("text", 1)
-    ):
-        return None
-    return _READERS[kind](line)
+        found = _list(line.rpartition(":")[2]) or ""
+        short = all(len(item.split()) <= 3 for item in found.split(", ")) or re.fullmatch(r"[\d\s./-]+", found)
+        return found if found and (short or len(lines) == 1) else None
+    limit = {"label": 3, "text": 12}.get(kind, len(line))
+    return None if len(line.split()) > limit or (kind == "text" and len(lines) > 1) else _READERS[kind](line)
 
 
 def extract(text: str, kind: str) -> str | None:
@@ -276,12 +273,15 @@ def extract(text: str, kind: str) -> str | None:
         return None
     turn = _first_turn(_clean(text), kind)
     decided, found, start = _cued(turn, kind)
-    if decided:
-        return found
-    if kind == "number":
+    if kind == "number" and not decided:
         value = arithmetic.concluded(turn[start:])
         return None if value is None else arithmetic.written(value)
-    return _last_line(turn[start:], kind)
+    found = found if decided else _last_line(turn[start:], kind)
+    for _ in range(4):  # an answer reads as itself, behind a cue too
+        said, found = found, found and _READERS[kind](_clean(found))
+        if said == found:
+            return found if found and _cued(f"#### {found}", kind)[1] == found else None
+    return None
 
 
 def same(a: str, b: str, kind: str) -> bool:
@@ -293,7 +293,7 @@ def same(a: str, b: str, kind: str) -> bool:
         raise ValueError(f"unknown answer kind {kind!r}; known are {', '.join(KINDS)}")
     if kind == "none":
         return False
-    left, right = (_READERS[kind](_clean(side)) for side in (a, b))
+    left, right = _READERS[kind](_clean(a)), _READERS[kind](_clean(b))
     if left is None or right is None or kind not in ("number", "expression"):
         return left is not None and left == right
     value = arithmetic.evaluate(left)

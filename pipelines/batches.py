@@ -35,7 +35,8 @@ class Packed(NamedTuple):
 
     def row(self, index: int) -> Encoded:
         """The row of that number."""
-        return Encoded(self.ids[self.ends[index - 1] if index else 0 : self.ends[index]], int(self.prompts[index]))
+        start = self.ends[index - 1] if index else 0
+        return Encoded(self.ids[start : self.ends[index]].tolist(), int(self.prompts[index]))
 
     def lengths(self) -> list[int]:
         """Tokens of every row."""

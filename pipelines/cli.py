@@ -4,6 +4,7 @@ Exit status: 0 done; 1 failed; 2 bad input; 3 done with rows in quarantine; 130 
 """
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -167,6 +168,9 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, terminated)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if not os.environ.get("REGROW_DEBUG"):
+        logging.disable(logging.WARNING)  # the stages tell what a user wants to know; Ray's parts tell pages
     try:
         app()
     except KeyboardInterrupt:

@@ -1,6 +1,5 @@
 """What stages read of one another's artifacts, and what the report gathers from all of them."""
 
-import datetime
 import io
 import json
 from pathlib import Path

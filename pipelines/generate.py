@@ -117,7 +117,11 @@ def _pipeline(recipe: Recipe, teacher: Path, url: str, todo: list[dict[str, Any]
     tables = [_table(shard) for shard in todo]
     options = {"max_tokens": settings.max_tokens, "url": url}
     return processor(ray.data.from_arrow(tables)).map_batches(
-        shards.judge_and_commit, fn_kwargs=options, batch_size=None, batch_format="pyarrow", num_cpus=0.5
+        shards.judge_and_commit,  # type: ignore[arg-type]  # a function of a table, with keyword arguments
+        fn_kwargs=options,
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=0.5,
     )
 
 

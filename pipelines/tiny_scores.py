@@ -24,7 +24,9 @@ def write(model: Any, tokenizer: Any, asked: list[list[prompts.Message]], longes
     said = []
     for start in range(0, len(asked), 100):
         texts = [prompts.text(tokenizer, messages) for messages in asked[start : start + 100]]
-        batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False, return_token_type_ids=False)
+        batch = tokenizer(
+            texts, return_tensors="pt", padding=True, add_special_tokens=False, return_token_type_ids=False
+        )
         with torch.inference_mode():
             made = model.generate(**batch, max_new_tokens=longest, do_sample=False)
         said += tokenizer.batch_decode(made[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
@@ -93,22 +95,38 @@ def card(found: dict[str, Any]) -> str:
         f"| {family} | " + " | ".join(f"{value:.3f}" for value in row.values()) + " |"
         for family, row in [*found["families"].items(), ("**mean**", found["mean"])]
     ]
-    return "\n".join(
-        [
-            "---", "license: apache-2.0", "library_name: transformers", "---", "", "# regrow tiny teacher", "",
-            f"A Llama of {found['parameters'] / 1e6:.2f} M parameters (8 layers, width 192, FFN 512, context 2,048, bf16), "
-            "trained from scratch by `make tiny-teacher` on eight generated task families. It answers, rewrites foreign "
-            "solutions in its own style, and explains. It knows nothing else: its use is to test a pipeline.", "",
-            f"Greedy exact match on {found['items_each']} held-out items of each family (no held-out question was trained "
-            "on, by hash):", "",
-            "| family | answer | explain | rewrite keeps the answer | of these own style | of these equal to the reference |",
-            "|---|---|---|---|---|---|", *rows, "",
-            f"Loss under the plain prompt, nats per token: own rewrites {found['nats_per_token']['rewrites']:.3f}, "
-            f"references {found['nats_per_token']['references']:.3f}.", "",
-            "The tokenizer (byte-level BPE, 2,560 tokens, 0–199 single tokens) was also shown GSM8K train questions (MIT) "
-            "and TinyStories text (CDLA-Sharing-1.0), kept in `text.txt.gz`; the model was not trained on them.", "",
-        ]
-    )  # fmt: skip
+    losses = found["nats_per_token"]
+    return CARD.format(
+        millions=found["parameters"] / 1e6,
+        items=found["items_each"],
+        rows="\n".join(rows),
+        rewrites=losses["rewrites"],
+        references=losses["references"],
+    )
+
+
+CARD = """---
+license: apache-2.0
+library_name: transformers
+---
+
+# regrow tiny teacher
+
+A Llama of {millions:.2f} M parameters (8 layers, width 192, FFN 512, context 2,048, bf16), trained from scratch by
+`make tiny-teacher` on eight generated task families. It answers, rewrites foreign solutions in its own style, and
+explains. It knows nothing else: its use is to test a pipeline.
+
+Greedy exact match on {items} held-out items of each family (no held-out question was trained on, by hash):
+
+| family | answer | explain | rewrite keeps the answer | of these own style | of these equal to the reference |
+|---|---|---|---|---|---|
+{rows}
+
+Loss under the plain prompt, nats per token: own rewrites {rewrites:.3f}, references {references:.3f}.
+
+The tokenizer (byte-level BPE, 2,560 tokens, 0–199 single tokens) was also shown GSM8K train questions (MIT) and
+TinyStories text (CDLA-Sharing-1.0), kept in `text.txt.gz`; the model was not trained on them.
+"""
 
 
 def main(

@@ -59,7 +59,7 @@ def train(config: dict[str, Any]) -> None:
             with tempfile.TemporaryDirectory(prefix="regrow-") as folder:
                 checkpoints.save(Path(folder), model, optimizer)
                 _report(Path(folder), done, f"step-{len(done):08d}", rank == 0)
-    weights = get_model_state_dict(
+    weights: Any = get_model_state_dict(
         model, options=StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
     )
     with tempfile.TemporaryDirectory(prefix="regrow-") as folder:

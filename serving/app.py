@@ -14,7 +14,7 @@ class LocalModel(CallbackBase):
     """Models are local directories: no process is started (it would import vLLM, a quarter of an engine's
     start on CPU) only to find that nothing is to be downloaded."""
 
-    def on_before_node_init(self) -> None:
+    async def on_before_node_init(self) -> None:
         """Called by Ray's engine before it would download the model."""
         self.ctx.run_init_node = False
 
@@ -31,7 +31,7 @@ def build(models: dict[str, Path], max_model_len: int, max_num_seqs: int, dtype:
 
     configs = [_config(name, path, max_model_len, max_num_seqs, dtype) for name, path in models.items()]
     ingress = make_fastapi_ingress(OpenAiIngress, app=_closed_fastapi())
-    deployment = serve.deployment(
+    deployment: Any = serve.deployment(
         ingress,
         num_replicas=1,
         max_ongoing_requests=8 * max_num_seqs * len(models),

@@ -14,7 +14,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 APP = "regrow"
 QUIET = ("ray", "ray.serve", "vllm")
@@ -134,7 +134,7 @@ def _own_logging() -> Iterator[None]:
             logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _run(application: object, names: list[str]) -> None:
+def _run(application: Any, names: list[str]) -> None:
     """Deploy and wait until all replicas run."""
     from ray import serve
 

@@ -77,7 +77,9 @@ def damage(home: Path, what: str) -> None:
         ("", ["--until", "prunes"], "did you mean 'prune'"),
     ],
 )
-def test_bad_input_is_named_and_touches_nothing(regrow: Regrow, home: Path, what: str, words: list[str], said: str) -> None:
+def test_bad_input_is_named_and_touches_nothing(
+    regrow: Regrow, home: Path, what: str, words: list[str], said: str
+) -> None:
     damage(home, what)
     done = regrow("run", "mine.toml", *words)
     assert done.returncode == 2, done.stderr
@@ -86,9 +88,17 @@ def test_bad_input_is_named_and_touches_nothing(regrow: Regrow, home: Path, what
 
 
 def test_unknown_names(regrow: Regrow) -> None:
-    for words in (("run", "quickstrat"), ("status", "nowhere"), ("report", "nowhere"), ("serve", "nowhere"), ("run", "a.toml")):
+    for words in (
+        ("run", "quickstrat"),
+        ("status", "nowhere"),
+        ("report", "nowhere"),
+        ("serve", "nowhere"),
+        ("run", "a.toml"),
+    ):
         done = regrow(*words)
-        assert done.returncode == 2 and "Traceback" not in done.stderr and done.stderr.startswith("regrow: "), done.stderr
+        assert done.returncode == 2 and "Traceback" not in done.stderr and done.stderr.startswith("regrow: "), (
+            done.stderr
+        )
 
 
 def test_until_prune_then_again_reuses_and_status_tells(regrow: Regrow, home: Path) -> None:

@@ -15,7 +15,13 @@ from cluster.artifacts import Artifact
 from pipelines import figures, generate, models, prepare, recipe_file, shards, verdicts
 
 pytestmark = pytest.mark.timeout(400)
-SETTINGS = ["dataset.0.rows=96", "dataset.0.test_rows=1", "generate.shard_rows=8", "generate.max_num_seqs=8", "cluster.cpus=8"]
+SETTINGS = [
+    "dataset.0.rows=96",
+    "dataset.0.test_rows=1",
+    "generate.shard_rows=8",
+    "generate.max_num_seqs=8",
+    "cluster.cpus=8",
+]
 SCRIPT = """
 import json, sys
 from cluster.session import session

@@ -15,9 +15,18 @@ import pytest
 pytestmark = pytest.mark.timeout(560)
 REGROW = str(Path(sys.executable).parent / "regrow")
 SMALL = [
-    "dataset.0.rows=120", "dataset.0.test_rows=4", "generate.shard_rows=16", "prune.baselines=[]", "prune.calibration_rows=16",
-    "student.sft.epochs=1", "student.sdd.epochs=1", "student.sdd.lora_rank=4", "evaluate.lm_eval_limit=10", "serve.port=8123",
-]  # fmt: skip
+    "dataset.0.rows=120",
+    "dataset.0.test_rows=4",
+    "generate.shard_rows=16",
+    "prune.baselines=[]",
+    "prune.calibration_rows=16",
+    "student.sft.epochs=1",
+    "student.sdd.epochs=1",
+    "student.sdd.lora_rank=4",
+    "serve.models_at_a_time=4",
+    "serve.port=8123",
+    "evaluate.lm_eval_limit=10",
+]
 MARK = f"regrow-test-{uuid.uuid4().hex}"
 
 

@@ -27,7 +27,12 @@ def test_files(loaded: tuple) -> None:
 def test_tokenizer(loaded: tuple) -> None:
     _, tokenizer = loaded
     assert all(len(tokenizer(str(number)).input_ids) == 1 for number in range(200))
-    for text in ("Tom has 1,234 apples & $3.50.\n#### 12", "naïve – 漢字 🙂", "\tdef f(x):\r\n    return x", "<<48/2=24>>24"):
+    for text in (
+        "Tom has 1,234 apples & $3.50.\n#### 12",
+        "naïve – 漢字 🙂",
+        "\tdef f(x):\r\n    return x",
+        "<<48/2=24>>24",
+    ):
         assert tokenizer.decode(tokenizer(text).input_ids) == text
     assert prompts.text(tokenizer, prompts.answer("hi")) == "<|user|>hi<|end|><|assistant|>"
 

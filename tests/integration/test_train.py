@@ -94,9 +94,7 @@ def whole(
     return out, train.train(recipe(2), FULL, pruned, data, out)
 
 
-def test_a_full_run_learns_and_leaves_an_ordinary_checkpoint(
-    whole: tuple[Path, dict[str, Any]], pruned: Path
-) -> None:
+def test_a_full_run_learns_and_leaves_an_ordinary_checkpoint(whole: tuple[Path, dict[str, Any]], pruned: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     out, summary = whole

@@ -95,6 +95,12 @@ OTHERS = [
     ("text", "So the answer is (d) Math  Problem.", "math problem"), ("text", "The answer is St. Louis.", "st louis"),
     ("text", "Paris", "paris"), ("text", "The answer is New Year's Eve.", "new years eve"),
     ("text", "Answer: The sun", "the sun"),
+    ("text", "So the answer is (b) find answer.", "find answer"),
+    ("text", "So long", "so long"),
+    ("list", "We sort.\n3 7 22 81", "3 7 22 81"),
+    ("list", "We sort 3.\nHe then went home again", None),
+    ("choice", "A=P(1+r)", None),
+    ("text", "So the answer is (c) wrong house.\n\nQ: What?", "wrong house"),
     ("text", "One line.\nAnd one more.", None), ("text", "Answer: 3.5 kg", "3.5 kg"), ("text", "", None),
     ("list", "3, 7, 22 and 81", "3 7 22 81"), ("list", "3 7 22 81", "3 7 22 81"),
     ("list", "tree, sun, dog", "tree sun dog"),
@@ -196,6 +202,9 @@ TEXTS = st.one_of(st.text(max_size=80), st.lists(st.sampled_from(PIECES), max_si
 @settings(max_examples=300, deadline=None)
 @given(TEXTS, st.sampled_from(KINDS))
 @example("The answer is 0.3333333333333333", "number")
+@example('ANSWER"IS', "label")
+@example("\\\x1f0", "label")
+@example("->A and ½,", "list")
 @example("#### 1" + "0" * 58 + "*1" + "0" * 58, "number")
 def test_never_raises_and_finds_its_own_answer_again(text: str, kind: str) -> None:
     found = extract(text, kind)

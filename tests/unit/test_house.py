@@ -9,7 +9,11 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FILES = [path for room in ("cluster", "serving", "pipelines") for path in sorted((ROOT / room).rglob("*.py"))]
-MAY_IMPORT = {"cluster": {"cluster"}, "serving": {"cluster", "serving"}, "pipelines": {"cluster", "serving", "pipelines"}}
+MAY_IMPORT = {
+    "cluster": {"cluster"},
+    "serving": {"cluster", "serving"},
+    "pipelines": {"cluster", "serving", "pipelines"},
+}
 PURE = "answers families layers losses prompts recipe recipe_file records recovery styles verdicts batches".split()
 
 
@@ -51,6 +55,7 @@ def test_median_file_is_short() -> None:
 
 
 def test_start_is_light() -> None:
-    code = "import sys, pipelines, pipelines.cli; print([m for m in ('ray', 'torch', 'vllm', 'transformers') if m in sys.modules])"
+    heavy = "('ray', 'torch', 'vllm', 'transformers')"
+    code = f"import sys, pipelines, pipelines.cli; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"

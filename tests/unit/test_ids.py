@@ -46,4 +46,7 @@ def test_other_weights_are_another_teacher(teacher: Path, tmp_path: Path) -> Non
     assert ids(copy) == ids(teacher), "the same weights elsewhere are the same teacher"
     other = tiny.model_dir(tmp_path / "other", layers=4, seed=1)
     assert "prepare" not in {n for n in ids(other) if ids(other)[n] != ids(teacher)[n]}
-    assert ids(other)["generate"] != ids(teacher)["generate"] and ids(other)["evaluate-teacher"] != ids(teacher)["evaluate-teacher"]
+    assert (
+        ids(other)["generate"] != ids(teacher)["generate"]
+        and ids(other)["evaluate-teacher"] != ids(teacher)["evaluate-teacher"]
+    )

@@ -11,7 +11,9 @@ import pytest
 from pipelines import prepare, records
 from pipelines.recipe import Dataset, Prune, Recipe
 
-ROWS = [{"question": f"What is {i} + 1?", "answer": f"It is {i} + 1 = {i + 1}. The answer is {i + 1}."} for i in range(5)]
+ROWS = [
+    {"question": f"What is {i} + 1?", "answer": f"It is {i} + 1 = {i + 1}. The answer is {i + 1}."} for i in range(5)
+]
 
 
 def recipe(**dataset: object) -> Recipe:
@@ -53,7 +55,9 @@ def test_bad_rows_are_set_aside_with_line_and_reason(tmp_path: Path) -> None:
         prepare.prepare(recipe(source=path, max_bad_rows=3), tmp_path)
 
 
-@pytest.mark.parametrize(("name", "said"), [("none.jsonl", "cannot be read"), ("empty.jsonl", "is empty"), ("x.xls", "unknown ending")])
+@pytest.mark.parametrize(
+    ("name", "said"), [("none.jsonl", "cannot be read"), ("empty.jsonl", "is empty"), ("x.xls", "unknown ending")]
+)
 def test_missing_empty_and_unknown_files(tmp_path: Path, name: str, said: str) -> None:
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "x.xls").touch()

@@ -4,7 +4,9 @@ import pytest
 
 from pipelines.verdicts import target, verdict
 
-ABOUT = {"kind": "number", "answer": "12", "prompt": "Q: what is 5 + 7? Reference answer: five and seven are 12", "reference": "five and seven are 12"}  # fmt: skip
+REFERENCE = "five and seven are 12"
+PROMPT = f"Q: what is 5 + 7? Reference answer: {REFERENCE}"
+ABOUT = {"kind": "number", "answer": "12", "prompt": PROMPT, "reference": REFERENCE}
 
 
 @pytest.mark.parametrize(

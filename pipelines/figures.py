@@ -132,14 +132,14 @@ def _model(name: str, recipe: Recipe, outs: Outs) -> dict[str, Any]:
         return common | {"kind": "teacher", "parameters": cut["parameters_before"], "checkpoint": recipe.teacher.model}
     if name in made:
         summary = _summary(made[name])
-        said = {"kind": "pruned", "label": f"{_CUT[summary['method']]}, untrained", "objective": "none"}
+        said = {"kind": "pruned", "label": _CUT.get(name, "pruned, untrained"), "objective": "none"}
         return common | said | _pick(summary) | {"checkpoint": made[name].at("model")}
     student = next(s for s in recipe.student if s.name == name)
     said = {"kind": "student", "objective": objective_of(name), "checkpoint": outs["train"][name].at("model")}
     return common | said | _pick(cut) | {"seed": recipe.seed if student.seed is None else student.seed}
 
 
-_CUT = {"angular": "pruned by angular distance", "influence": "pruned by block influence", "tail": "tail drop"}
+_CUT = {"angular": "cut by angular distance", "influence": "cut by block influence", "tail": "tail drop"}
 
 
 def _pick(cut: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What a run prints: lines with the time since the start, on standard error, so that output can be piped."""
 
+import sys
 import time
 from typing import Any
 
@@ -18,15 +19,15 @@ def say(text: str) -> None:
 
 def table(report: dict[str, Any]) -> None:
     """Print the recovery table of a report to standard output."""
-    shown = Table("model", "parameters", "all tasks", "in-domain", "out-of-domain", "recovery %", "95 % interval")
+    shown = Table("model", "parameters", "average", "in-domain", "out-of-domain", "recovery %", "95 % interval")
     size = {model["name"]: model["parameters"] for model in report["models"]}
-    label = {model["name"]: model.get("label") or model["name"] for model in report["models"]}
     for row in report["recovery"]:
         shares = [_share(row[key]) for key in ("average", "in_domain", "out_of_domain")]
         interval = "" if not row["ci95"] else f"{row['ci95'][0]:.1f} – {row['ci95'][1]:.1f}"
         recovery = "" if row["recovery"] is None else f"{row['recovery']:.1f}"
-        shown.add_row(label[row["model"]], f"{size[row['model']] / 1e6:.2f} M", *shares, recovery, interval)
-    Console().print(shown)
+        shown.add_row(row["model"], f"{size[row['model']] / 1e6:,.2f} M", *shares, recovery, interval)
+    # A pipe has no width; 80 columns would break the table's cells.
+    Console(width=None if sys.stdout.isatty() else 110).print(shown)
 
 
 def _share(value: float | None) -> str:

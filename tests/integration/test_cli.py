@@ -65,7 +65,7 @@ def damage(home: Path, what: str) -> None:
     [
         ("binary recipe", [], "mine.toml: not a text file"),
         ("empty recipe", [], "the recipe is empty"),
-        ("broken toml", [], "line 12"),
+        ("broken toml", [], "mine.toml: not valid TOML"),
         ("empty data", [], "rows.jsonl is empty"),
         ("no data", [], "rows.jsonl' cannot be read"),
         ("no tokenizer", [], "has no tokenizer"),

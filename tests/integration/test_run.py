@@ -12,27 +12,48 @@ from pathlib import Path
 
 import pytest
 
+from pipelines import recipe_file
+
 pytestmark = pytest.mark.timeout(560)
 REGROW = str(Path(sys.executable).parent / "regrow")
-SMALL = [
-    "dataset.0.rows=120",
-    "dataset.0.test_rows=4",
-    "generate.shard_rows=16",
-    "prune.baselines=[]",
-    "prune.calibration_rows=16",
-    "student.sft.epochs=1",
-    "student.sdd.epochs=1",
-    "student.sdd.lora_rank=4",
-    "serve.models_at_a_time=4",
-    "serve.port=8123",
-    "evaluate.lm_eval_limit=10",
-]
+RECIPE = """
+name = "small"
+[teacher]
+model = "tiny"
+max_model_len = 512
+[[dataset]]
+name = "tasks"
+source = "tiny-tasks"
+families = ["story", "sort"]
+style = "notes"
+rows = 120
+test_rows = 4
+[prune]
+layers = 2
+baselines = []
+[generate]
+max_tokens = 160
+shard_rows = 16
+[[student]]
+name = "sdd"
+lora_rank = 4
+[serve]
+models_at_a_time = 3
+port = 8123
+[evaluate]
+max_tokens = 160
+lm_eval_limit = 10
+lm_eval = ["TASKS/tiny_answers.yaml", "TASKS/tiny_choices.yaml"]
+"""
+TASKS = str(recipe_file.PACKAGED / "lm_tasks")
 MARK = f"regrow-test-{uuid.uuid4().hex}"
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
+    home = tmp_path_factory.mktemp("home")
+    (home / "small.toml").write_text(RECIPE.replace("TASKS", TASKS))
+    return home
 
 
 def start(home: Path, *words: str) -> subprocess.Popen[str]:
@@ -69,7 +90,7 @@ def survivors(seconds: float = 30) -> list[str]:
 
 
 def test_ctrl_c_leaves_resumable_state_and_no_process(home: Path) -> None:
-    run = start(home, "run", "quickstart", *SMALL)
+    run = start(home, "run", "small.toml")
     lines_until(run, "generate: starting")
     time.sleep(8)  # Ray Data and the engine are coming up
     os.killpg(run.pid, signal.SIGINT)
@@ -77,24 +98,24 @@ def test_ctrl_c_leaves_resumable_state_and_no_process(home: Path) -> None:
     assert run.returncode == 130, rest
     assert "Traceback" not in rest
     assert not survivors()
-    assert len(list(home.glob("runs/quickstart/artifacts/*/manifest.json"))) == 2  # prepare and prune stay
+    assert len(list(home.glob("runs/small/artifacts/*/manifest.json"))) == 2  # prepare and prune stay
 
 
 def test_the_same_command_goes_on_to_the_report(home: Path) -> None:
-    run = start(home, "run", "quickstart", *SMALL)
+    run = start(home, "run", "small.toml")
     said, _ = run.communicate(timeout=500)
     assert run.returncode == 0, said
     assert "prepare: reused" in said and "prune: reused" in said and "Traceback" not in said
     assert "generate: 112 of 120" in said or "generate: 120 of 120" in said, "no progress was shown"
-    report = json.loads((home / "runs/quickstart/report.json").read_text())
+    report = json.loads((home / "runs/small/report.json").read_text())
     assert report["schema"] == 1
-    assert [m["name"] for m in report["models"]] == ["teacher", "pruned", "sft", "sdd"]
-    assert [m["kind"] for m in report["models"]] == ["teacher", "pruned", "student", "student"]
+    assert [m["name"] for m in report["models"]] == ["teacher", "pruned", "sdd"]
+    assert [m["kind"] for m in report["models"]] == ["teacher", "pruned", "student"]
     assert report["models"][1]["parameters"] < report["models"][0]["parameters"]
     own = [row for row in report["scores"] if row["suite"] == "own"]
-    assert len(own) == 4 * 8 and all(row["n"] == 4 for row in own)
+    assert len(own) == 3 * 8 and all(row["n"] == 4 for row in own)
     assert {row["task"] for row in report["scores"] if row["suite"] == "lm-eval"} == {"tiny_answers", "tiny_choices"}
-    assert report["recovery"][0]["recovery"] == 100 and report["recovery"][0]["average"] > 0.6
+    assert report["recovery"][0]["recovery"] == 100 and report["recovery"][0]["average"] > 0.5
     made = report["generation"][0]
     verdicts = ("match", "mismatch", "unparsable", "truncated", "unchecked", "error")
     assert made["rows"] == 120 == sum(made[v] for v in verdicts) and made["fallback"] == 120 - made["match"]
@@ -102,29 +123,31 @@ def test_the_same_command_goes_on_to_the_report(home: Path) -> None:
 
 
 def test_again_reuses_every_stage(home: Path) -> None:
-    before = {path: path.read_bytes() for path in home.glob("runs/quickstart/artifacts/*/manifest.json")}
+    before = {path: path.read_bytes() for path in home.glob("runs/small/artifacts/*/manifest.json")}
     began = time.monotonic()
-    run = start(home, "run", "quickstart", *SMALL)
+    run = start(home, "run", "small.toml")
     said, _ = run.communicate(timeout=60)
     assert run.returncode == 0 and said.count("reused") == 5, said
     assert time.monotonic() - began < 60
-    assert before == {path: path.read_bytes() for path in home.glob("runs/quickstart/artifacts/*/manifest.json")}
-    assert all(stage["reused"] for stage in json.loads((home / "runs/quickstart/report.json").read_text())["stages"])
+    assert before == {path: path.read_bytes() for path in home.glob("runs/small/artifacts/*/manifest.json")}
+    assert all(stage["reused"] for stage in json.loads((home / "runs/small/report.json").read_text())["stages"])
 
 
 def test_serve_a_run_and_stop_it(home: Path) -> None:
     from openai import OpenAI
 
-    run = start(home, "serve", "runs/quickstart", "--only", "teacher", "--only", "sdd", "--port", "8124")
-    lines_until(run, "serving teacher, sdd")
-    client = OpenAI(base_url="http://127.0.0.1:8124/v1", api_key="none")
-    assert {model.id for model in client.models.list()} == {"teacher", "sdd"}
-    asked = [{"role": "user", "content": "What is 3 + 40 + 20?"}]
-    for model in ("teacher", "sdd"):
-        reply = client.chat.completions.create(model=model, messages=asked, max_tokens=60, temperature=0)  # type: ignore[call-overload]
-        assert "3 + 40 = 43" in reply.choices[0].message.content
-    os.killpg(run.pid, signal.SIGTERM)
+    run = start(home, "serve", "runs/small", "--only", "teacher", "--only", "sdd", "--port", "8124")
+    try:
+        lines_until(run, "serving teacher, sdd")
+        client = OpenAI(base_url="http://127.0.0.1:8124/v1", api_key="none")
+        assert {model.id for model in client.models.list()} == {"teacher", "sdd"}
+        asked = [{"role": "user", "content": "What is 3 + 40 + 20?"}]
+        for model in ("teacher", "sdd"):
+            reply = client.chat.completions.create(model=model, messages=asked, max_tokens=60, temperature=0)  # type: ignore[call-overload]
+            assert "#### " in reply.choices[0].message.content
+    finally:
+        os.killpg(run.pid, signal.SIGTERM)
     said, _ = run.communicate(timeout=60)
-    assert run.returncode in (0, 143), said
+    assert run.returncode == 143, said
     assert "Traceback" not in said
     assert not survivors()

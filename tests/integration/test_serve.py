@@ -161,7 +161,9 @@ def test_evaluate_scores_what_the_endpoint_says(url: str, models: dict[str, Path
     _, words = loaded(models["a"])
     ids = words.apply_chat_template(prompts.answer(text), add_generation_prompt=True)["input_ids"]
     own = words.decode(greedy(models["a"], ids, 16), skip_special_tokens=True)
-    right = answers.extract(own, "text")
+    asked = {"model": "a", "messages": prompts.answer(text), "max_tokens": 16, "temperature": 0}
+    served = client(url).chat.completions.create(**asked).choices[0].message.content
+    right = answers.extract(served, "text")
     summary = evaluate.score(recipe(), url, "a", models["a"], rows(text, right or "-"), tmp_path)
     items = pq.read_table(tmp_path / "items.parquet").to_pylist()
     assert [item["id"] for item in items] == [str(i) for i in range(8)]

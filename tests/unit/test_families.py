@@ -13,7 +13,7 @@ SOLVED = {
     "sort": lambda q: " ".join(map(str, sorted(map(int, re.findall(r"\d+", q))))),
     "compare": lambda q: (lambda a, b, c, d: max(a + b, c - d))(*map(int, re.findall(r"\d+", q))),
     "reverse": lambda q: " ".join(reversed(q.split(": ")[1].split())),
-    "count": lambda q: q.split(": ")[1].rstrip("?").split().count(q.split()[3]),
+    "position": lambda q: q.split(": ")[1].rstrip("?").split()[int(re.search(r"\d+", q)[0]) - 1],
     "sequence": lambda q: (lambda a: a[-1] + a[1] - a[0])([int(n) for n in re.findall(r"\d+", q)]),
 }
 

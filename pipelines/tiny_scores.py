@@ -116,6 +116,9 @@ A Llama of {millions:.2f} M parameters (8 layers, width 192, FFN 512, context 2,
 `make tiny-teacher` on eight generated task families. It answers, rewrites foreign solutions in its own style, and
 explains. It knows nothing else: its use is to test a pipeline.
 
+The committed weights came in two stages: 240 rounds of 1,024 rows over wider number ranges (sums up to 180), then 110
+rounds over the present families and drills, from those weights (`--start`).
+
 Greedy exact match on {items} held-out items of each family (no held-out question was trained on, by hash):
 
 | family | answer | explain | rewrite keeps the answer | of these own style | of these equal to the reference |

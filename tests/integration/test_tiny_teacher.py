@@ -38,7 +38,8 @@ def test_tokenizer(loaded: tuple) -> None:
     assert prompts.text(tokenizer, prompts.answer("hi")) == "<|user|>hi<|end|><|assistant|>"
 
 
-def test_scores_on_the_card_reach_the_target() -> None:
+def test_scores_on_the_card_do_not_fall() -> None:
+    """Plain answers: a floor under what is committed; the aim is 0.90. Rewrites: the aim itself."""
     found = json.loads((models.TINY / "scores.json").read_text())
     assert found["mean"]["answer"] >= 0.70
     assert found["mean"]["rewrite"] >= 0.90 and found["mean"]["own_style"] >= 0.95

@@ -15,7 +15,6 @@ from pipelines.recipe import Recipe
 from pipelines.screen import say
 from serving.client import Answer, Prompt
 
-FORMAT = 1
 EVERY = 10.0  # seconds between two lines of progress
 ITEMS = pa.schema(
     [(name, pa.string()) for name in ("id", "task", "answer", "kind", "text", "extracted")]

@@ -17,8 +17,6 @@ from pipelines import prompts, shards, verdicts
 from pipelines.recipe import Recipe
 from pipelines.screen import say
 
-FORMAT = 1
-
 
 def generate(recipe: Recipe, teacher: Path, rows: list[dict[str, Any]], url: str) -> dict[str, Any]:
     """Write `url/shards/part-*.parquet`, one row for each of `rows` (train records); returns the counts.

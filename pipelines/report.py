@@ -9,11 +9,11 @@ from typing import Any
 
 from pipelines import recovery
 from pipelines.recovery import Interval
+from pipelines.verdicts import VERDICTS
 
 SCHEMA = 1
 Rows = list[dict[str, Any]]
 MODEL_KEYS = ("name", "label", "kind", "objective", "parameters", "removed_layers", "checkpoint", "seed")
-VERDICTS = ("match", "mismatch", "unparsable", "truncated", "unchecked", "error")
 COUNTS = ("rows", *VERDICTS, "fallback", "quarantined", "prompt_tokens", "completion_tokens")
 
 

@@ -9,7 +9,6 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -91,16 +90,6 @@ class Artifact:
         if not storage.create(self.at(MANIFEST), json.dumps(manifest, indent=2).encode()):
             return self.manifest() or manifest
         return manifest
-
-    def discard(self) -> None:
-        """Remove whatever a half-written attempt left. Never called on a whole artifact."""
-        if self.manifest() is not None:
-            raise ValueError(f"artifact {self.url} is whole, it is not discarded")
-        fs, path = storage.filesystem(self.url)
-        if storage.is_local(self.url):
-            shutil.rmtree(path, ignore_errors=True)
-        elif fs.exists(path):
-            fs.rm(path, recursive=True)
 
 
 def artifact(run_dir: str, name: str, record: Mapping[str, Any]) -> Artifact:

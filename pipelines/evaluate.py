@@ -4,12 +4,14 @@ import json
 import math
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster.artifacts import Artifact
 from pipelines import answers, prompts
 from pipelines.recipe import Recipe
 from pipelines.screen import say
@@ -24,17 +26,16 @@ ITEMS = pa.schema(
 
 
 def evaluate(
-    recipe: Recipe, models: dict[str, Path], rows: list[dict[str, Any]], outs: dict[str, Path]
-) -> dict[str, dict[str, Any]]:
+    recipe: Recipe, models: dict[str, Path], rows: list[dict[str, Any]], outs: dict[str, Artifact]
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Score `models` ({name: checkpoint}) on the test records `rows`; at most `serve.models_at_a_time` are up
-    at once (on a GPU cluster, one a GPU). Writes items.parquet, scores.json and lm_eval.json in each model's
-    directory of `outs`; returns a summary a model.
+    at once (on a GPU cluster, one a GPU). Writes items.parquet, scores.json and lm_eval.json into each model's
+    artifact of `outs`, and yields (name, summary) as each is done.
 
     Raises OSError where the port is taken, RuntimeError where an engine does not start or dies."""
     from serving import endpoint, engine
 
-    names, summaries = list(models), {}
-    step = engine.at_once(recipe.serve.models_at_a_time)
+    names, step = list(models), engine.at_once(recipe.serve.models_at_a_time)
     for start in range(0, len(names), step):
         wave = {name: models[name] for name in names[start : start + step]}
         began = time.monotonic()
@@ -43,9 +44,9 @@ def evaluate(
             up = time.monotonic() - began
             say(f"evaluate: {', '.join(wave)} up at {base_url} after {up:.0f} s")
             for name, path in wave.items():
-                scored = score(recipe, base_url, name, path, rows, outs[name])
-                summaries[name] = scored | {"start_seconds": round(up, 1)}
-    return summaries
+                with outs[name].writing() as out:
+                    scored = score(recipe, base_url, name, path, rows, out)
+                yield name, scored | {"start_seconds": round(up, 1)}
 
 
 def score(

@@ -55,13 +55,13 @@ def addition(rng: random.Random) -> Problem:
 
 
 def modulo(rng: random.Random) -> Problem:
-    """The remainder of a division."""
-    divisor = rng.randint(3, 12)
-    number = rng.randint(divisor + 1, 120)
-    product = number // divisor * divisor
+    """The remainder of a division: the multiples up to the number, then what is left."""
+    divisor = rng.randint(4, 16)
+    number = rng.randint(divisor + 1, min(120, 12 * divisor))
+    multiples = tuple(range(divisor, number + 1, divisor))
     question = f"What is the remainder when {number} is divided by {divisor}?"
-    steps = (divisor, number // divisor, product, number, number - product)
-    return Problem("modulo", question, steps, str(number - product), "number")
+    steps = (multiples, number, number - multiples[-1])
+    return Problem("modulo", question, steps, str(number - multiples[-1]), "number")
 
 
 def sort(rng: random.Random) -> Problem:

@@ -78,7 +78,7 @@ def report(recipe: Recipe, outs: Outs, done: Done) -> dict[str, Any]:
 
 def gather(recipe: Recipe, outs: Outs, done: Done) -> Any:
     """The report's inputs, read from the whole artifacts of a run."""
-    from pipelines.report import Inputs
+    from pipelines.findings import Inputs
 
     data, cut = outs["prepare"][""], outs["prune"][recipe.prune.method]
     scored = {name: out for name, out in outs["evaluate"].items() if out.manifest()}

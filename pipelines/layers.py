@@ -1,4 +1,4 @@
-"""Decoder blocks: how much each one does, which to cut, and the cut itself.
+"""Decoder blocks: how much each one does, and the cut itself.
 
 Two measures, both taken in one forward pass over every text:
 
@@ -15,21 +15,13 @@ import copy
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pipelines.batches import bucketed
-
-METHODS = ("angular", "influence", "tail")
-
-
-class Importance(NamedTuple):
-    """`angular[n][l]` = D(l, n) for n = 1 … L−1 and l = 0 … L−n; `influence[i]` = BI of block i."""
-
-    angular: dict[int, list[float]]
-    influence: list[float]
+from pipelines.cuts import Importance
 
 
 def blocks(model: Any) -> nn.ModuleList:
@@ -80,45 +72,8 @@ def measure(
     influence /= sum(len(row) for row in rows)
     if not (influence.isfinite().all() and all(sums.isfinite().all() for sums in angular)):
         raise ValueError("the model's states are not finite (overflow or broken weights); try a wider dtype")
-    return Importance({n: (angular[n - 1] / len(rows)).tolist() for n in range(1, total)}, influence.tolist())
-
-
-def check_count(n: int, total: int) -> None:
-    """ValueError unless `n` of `total` blocks can be removed."""
-    if total < 2:
-        raise ValueError(f"prune.layers = {n}, but the teacher has {total} layer; there is none to spare")
-    if not 1 <= n < total:
-        raise ValueError(f"prune.layers = {n}, but the teacher has {total} layers; choose 1 to {total - 1}")
-
-
-def choose(method: str, n: int, importance: Importance) -> list[int]:
-    """The `n` blocks to remove, ascending; of equals the lowest.
-
-    `angular`: the run l … l+n−1 of least D(l, n). `influence`: the n blocks of least BI, not always
-    neighbours. `tail`: the last n blocks, the final one included, which is the plainest baseline there
-    is; Gromov's rule of thumb, which spares the final block, is not meant."""
-    total = len(importance.influence)
-    check_count(n, total)
-    if method == "angular":
-        start = min(range(total - n + 1), key=importance.angular[n].__getitem__)
-        return list(range(start, start + n))
-    if method == "influence":
-        return sorted(sorted(range(total), key=importance.influence.__getitem__)[:n])
-    if method == "tail":
-        return list(range(total - n, total))
-    raise ValueError(f"prune.method = {method!r}; choose one of {', '.join(METHODS)}")
-
-
-def distance(importance: Importance, removed: Sequence[int]) -> float:
-    """Mean angular distance that the removed blocks cover: D(l, n), summed over their runs of
-    neighbours (the triangle inequality makes the sum a bound on the angle between the ends)."""
-    covered, run = 0.0, 0
-    for block in sorted(removed):
-        run += 1
-        if block + 1 not in removed:
-            covered += importance.angular[run][block + 1 - run]
-            run = 0
-    return covered
+    angles = {n: (angular[n - 1] / len(rows)).tolist() for n in range(1, total)}
+    return Importance(angles, influence.tolist(), len(rows))
 
 
 def remove(model: Any, removed: Sequence[int]) -> Any:

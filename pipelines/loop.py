@@ -15,8 +15,10 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from pipelines.losses import next_token_loss, target_count
+from pipelines.optimizers import Together
 
 Batch = dict[str, torch.Tensor]
+Optimizer = torch.optim.Optimizer | Together
 
 
 class Step(NamedTuple):
@@ -42,18 +44,8 @@ def learning_rate(schedule: str, peak: float, done: float, warmup: float = 0.03)
     return peak * min(1.0, 2 * (1 - done))
 
 
-def optimizer_for(model: torch.nn.Module, peak: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; norms and biases are not decayed."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=peak, betas=(0.9, 0.95))
-
-
 def run_step(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, batches: Iterable[Batch], clip: float = 1.0
+    model: torch.nn.Module, optimizer: Optimizer, batches: Iterable[Batch], clip: float = 1.0
 ) -> tuple[float, int, float]:
     """One optimizer step over this rank's micro-batches: global loss, target tokens, gradient norm.
 
@@ -94,7 +86,7 @@ def _clip(gradients: list[torch.Tensor], limit: float, device: torch.device) -> 
 
 def steps(
     model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     plan: Iterable[tuple[float, Iterable[Batch]]],
     schedule: str,
     peak: float,

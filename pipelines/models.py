@@ -24,6 +24,14 @@ def resolve(model: str) -> Path:
     return path
 
 
+def readable(folder: Path) -> None:
+    """Give the weights in `folder` the mode of the files beside them: safetensors writes them for their
+    owner alone, and on a shared volume workers and engines may run as another user."""
+    for weights in folder.glob("*.safetensors"):
+        beside = next(file for file in folder.glob("*.json"))
+        weights.chmod(beside.stat().st_mode)
+
+
 def _from_hub(model: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
@@ -33,4 +41,5 @@ def _from_hub(model: str) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
     except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError) as error:
-        raise ValueError(f"model {model!r} is no directory and could not be had from the hub: {error}") from error
+        why = " ".join(str(error).split())
+        raise ValueError(f"model {model!r} is no directory and could not be had from the hub: {why}") from error

@@ -5,7 +5,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from pipelines import plots, report
+from pipelines import plots
+from pipelines.findings import Inputs
+from pipelines.headline import headline
 from pipelines.plots import Bar, Line, Mark
 
 PARTS = {"overall": "All tasks", "in_domain": "In-domain", "out_of_domain": "Out-of-domain"}
@@ -14,7 +16,7 @@ LONGEST = 4000  # characters shown of one text
 Made = Mapping[str, Any]
 
 
-def render(inputs: report.Inputs, made: Made) -> str:
+def render(inputs: Inputs, made: Made) -> str:
     """The whole page. Every value from data is escaped; the page holds no script."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -23,12 +25,12 @@ def render(inputs: report.Inputs, made: Made) -> str:
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"percent": percent, "short": short, "took": took, "signed": signed}
-    title, lead = report.headline(inputs, made)
+    title, lead = headline(inputs, made)
     view = {
         "title": _kept_together(title),
         "lead": _kept_together(lead),
         "style": {name: style(inputs, name) for name in (m["name"] for m in inputs.models)},
-        "label": {model["name"]: str(model.get("label") or model["name"]) for model in inputs.models},
+        "label": {model["name"]: inputs.label(model["name"]) for model in inputs.models},
         "recovery": recovery(inputs, made),
         "comparisons": comparisons(inputs, made),
         "grid": grid(inputs, made),
@@ -80,7 +82,7 @@ def took(seconds: float | None) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def style(inputs: report.Inputs, name: str) -> str:
+def style(inputs: Inputs, name: str) -> str:
     """The colour class of a model: by what it is, the same in every figure."""
     model = next(m for m in inputs.models if m["name"] == name)
     if model["kind"] == "pruned":
@@ -89,11 +91,7 @@ def style(inputs: report.Inputs, name: str) -> str:
     return "m-teacher" if model["kind"] == "teacher" else f"m-{objective}" if objective in ("sft", "sdd") else "m-other"
 
 
-def _label(inputs: report.Inputs, name: str) -> str:
-    return next((str(m.get("label") or name) for m in inputs.models if m["name"] == name), name)
-
-
-def recovery(inputs: report.Inputs, made: Made) -> dict[str, Markup]:
+def recovery(inputs: Inputs, made: Made) -> dict[str, Markup]:
     """Recovery bars, for all tasks and, where there are both, in and out of domain."""
     drawn = {}
     highest = max([100.0, *(row["ci95"][1] for row in made["recovery"] if row["ci95"])])
@@ -105,12 +103,12 @@ def recovery(inputs: report.Inputs, made: Made) -> dict[str, Markup]:
             text = "–" if value is None else f"{value:.1f} %"
             name, told = row["model"], ends and style(inputs, row["model"]) != "m-teacher"
             text += f"  ({ends[0]:.1f}–{ends[1]:.1f})" if told else ""
-            rows.append(Bar(_label(inputs, name), value, text, style(inputs, name), ends if told else None))
+            rows.append(Bar(inputs.label(name), value, text, style(inputs, name), ends if told else None))
         drawn[part] = plots.bars(rows, top=highest * 1.01, line=100.0)
     return drawn
 
 
-def comparisons(inputs: report.Inputs, made: Made) -> dict[str, Markup]:
+def comparisons(inputs: Inputs, made: Made) -> dict[str, Markup]:
     """Differences of averages in points, for every part of the tasks."""
     drawn = {}
     for part in inputs.parts():
@@ -118,14 +116,14 @@ def comparisons(inputs: report.Inputs, made: Made) -> dict[str, Markup]:
         for row in (row for row in made["differences"] if row["part"] == part):
             ends = row["ci95"]
             text = signed(row["difference"]) + (f"  ({signed(ends[0])} to {signed(ends[1])})" if ends else "")
-            label = f"{_label(inputs, row['a'])} − {_label(inputs, row['b'])}"
+            label = f"{inputs.label(row['a'])} − {inputs.label(row['b'])}"
             rows.append(Bar(label, row["difference"], text, style(inputs, row["a"]), ends))
         if rows:
             drawn[part] = plots.forest(rows)
     return drawn
 
 
-def grid(inputs: report.Inputs, made: Made) -> dict[str, Any]:
+def grid(inputs: Inputs, made: Made) -> dict[str, Any]:
     """Model × task: accuracy and the share of the teacher's score, tasks trained on first."""
     found = {task for row in made["tasks"].values() for task in row}
     tasks = sorted(found, key=lambda task: (task not in inputs.in_domain, task))
@@ -153,7 +151,7 @@ def suites(made: Made) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def cut(inputs: report.Inputs) -> dict[str, Any] | None:
+def cut(inputs: Inputs) -> dict[str, Any] | None:
     """The importance figures, with every contiguous cut of a scored model marked."""
     found = inputs.importance
     if not found or not found["angular"].get(str(found["layers_removed"])):
@@ -165,7 +163,7 @@ def cut(inputs: report.Inputs) -> dict[str, Any] | None:
         removed = list(model.get("removed_layers") or [])
         if removed and removed == list(range(removed[0], removed[0] + size)):
             names, _ = starts.setdefault(removed[0], ([], style(inputs, model["name"])))
-            names.append(_label(inputs, model["name"]))
+            names.append(inputs.label(model["name"]))
     marks = [Mark(start, row[start], " = ".join(names), kind) for start, (names, kind) in starts.items()]
     nearest = min(range(len(row)), key=row.__getitem__)
     about = f"Angular distance of cuts of {size} blocks by first block; least at block {nearest} ({row[nearest]:.4f})."
@@ -183,7 +181,7 @@ def cut(inputs: report.Inputs) -> dict[str, Any] | None:
     }
 
 
-def training(inputs: report.Inputs) -> dict[str, Markup] | None:
+def training(inputs: Inputs) -> dict[str, Markup] | None:
     """Loss curves of the students, on one pair of axes."""
     curves: list[Line] = []
     for name, rows in inputs.losses.items():
@@ -191,7 +189,7 @@ def training(inputs: report.Inputs) -> dict[str, Markup] | None:
         known = any(m["name"] == name for m in inputs.models)
         kind = style(inputs, name) if known else "m-other"
         dash = sum(curve.style == kind for curve in curves)
-        curves.append(Line(_label(inputs, name), plots.thinned(points), kind, dash))
+        curves.append(Line(inputs.label(name), plots.thinned(points), kind, dash))
     curves = [curve for curve in curves if curve.points]
     if not curves:
         return None
@@ -200,7 +198,7 @@ def training(inputs: report.Inputs) -> dict[str, Markup] | None:
     return {"figure": figure, "legend": plots.legend(curves)}
 
 
-def samples(inputs: report.Inputs) -> list[dict[str, Any]]:
+def samples(inputs: Inputs) -> list[dict[str, Any]]:
     """A few generated rows, taking turns over the verdicts, long texts cut."""
     groups = [[row for row in inputs.samples if row["verdict"] == verdict] for verdict in plots.VERDICTS]
     most = max(map(len, groups), default=0)
@@ -238,7 +236,7 @@ def stages(made: Made) -> Markup:
     return plots.bars(rows)
 
 
-def recipe(inputs: report.Inputs) -> str:
+def recipe(inputs: Inputs) -> str:
     """The resolved recipe as the TOML that repeats the run."""
     from pipelines import recipe_file, reference
 

@@ -10,14 +10,12 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pipelines import cards, prompts
+from pipelines import cards, cuts, models, prompts
+from pipelines.cuts import Importance
 from pipelines.recipe import Recipe
 from pipelines.screen import say
-
-if TYPE_CHECKING:
-    from pipelines.layers import Importance
 
 REPORT_SECONDS = 5.0
 DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -28,8 +26,6 @@ def check(recipe: Recipe, teacher: Path) -> None:
     """Raise ValueError where `prune.layers` does not fit the teacher, or it cannot be pruned at all.
 
     Reads its config.json alone, so that a run can be refused before anything starts."""
-    from pipelines import layers
-
     file = teacher / "config.json"
     if not file.exists():
         raise ValueError(f"teacher.model: no config.json in {teacher}; give a Hugging Face checkpoint directory")
@@ -47,15 +43,36 @@ def check(recipe: Recipe, teacher: Path) -> None:
         raise ValueError(
             "teacher.model is a quantized checkpoint; give the unquantized one, students are trained from it"
         )
-    layers.check_count(recipe.prune.layers, depth)
+    cuts.check_count(recipe.prune.layers, depth)
 
 
-def prune(recipe: Recipe, method: str, teacher: Path, questions: list[str], out: Path) -> dict[str, Any]:
-    """Cut `recipe.prune.layers` blocks out of `teacher` by `method`, calibrated on `questions`.
+def measure(recipe: Recipe, teacher: Path, questions: list[str]) -> Importance:
+    """The importance of the teacher's blocks on `questions`, each as the model is asked it."""
+    import torch
+    from transformers import AutoTokenizer
+
+    from pipelines import layers
+
+    texts = _calibration(recipe, AutoTokenizer.from_pretrained(teacher, trust_remote_code=False), questions)
+    gpu = torch.cuda.is_available()
+    model = _load(teacher, torch.bfloat16 if gpu else torch.float32)
+    said = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal said
+        if time.monotonic() - said > REPORT_SECONDS:
+            said = time.monotonic()
+            say(f"prune: measured {done:,} of {total:,} texts")
+
+    return layers.measure(model.to("cuda") if gpu else model, texts, progress=progress)
+
+
+def prune(recipe: Recipe, method: str, teacher: Path, importance: Importance, out: Path) -> dict[str, Any]:
+    """Cut `recipe.prune.layers` blocks out of `teacher` by `method`, as `importance` tells.
 
     Writes out/model, out/importance.json and out/importance.svg. `distance` in the summary is the mean
-    angular distance that the cut bridges. ValueError for bad counts, no questions, or a model whose
-    config cannot describe the cut."""
+    angular distance that the cut bridges. ValueError for bad counts, or a model whose config cannot
+    describe the cut."""
     from transformers import AutoTokenizer
 
     from pipelines import layers
@@ -63,9 +80,7 @@ def prune(recipe: Recipe, method: str, teacher: Path, questions: list[str], out:
     check(recipe, teacher)
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = AutoTokenizer.from_pretrained(teacher, trust_remote_code=False)
-    texts = _calibration(recipe, tokenizer, questions)
-    importance = _measured(teacher, texts)
-    removed = layers.choose(method, recipe.prune.layers, importance)
+    removed = cuts.choose(method, recipe.prune.layers, importance)
     # loaded again, in the checkpoint's own dtype: what is kept is kept to the bit
     model = _load(teacher, "auto")
     before, depth = _parameters(model), len(importance.influence)
@@ -82,7 +97,7 @@ def prune(recipe: Recipe, method: str, teacher: Path, questions: list[str], out:
         "parameters_after": _parameters(model),
         "layers_before": depth,
         "layers_after": depth - len(removed),
-        "distance": layers.distance(importance, removed),
+        "distance": cuts.distance(importance, removed),
     }
     _save(recipe, model, tokenizer, teacher, summary, out / "model")
     table = {
@@ -91,7 +106,7 @@ def prune(recipe: Recipe, method: str, teacher: Path, questions: list[str], out:
         "removed_layers": removed,
         "angular": {str(n): row for n, row in importance.angular.items()},
         "influence": importance.influence,
-        "rows": len(texts),
+        "rows": importance.rows,
     }
     (out / "importance.json").write_text(json.dumps(table, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     draw(importance, removed, method, out / "importance.svg")
@@ -115,24 +130,6 @@ def _calibration(recipe: Recipe, tokenizer: Any, questions: Sequence[str]) -> li
     return texts
 
 
-def _measured(teacher: Path, texts: list[list[int]]) -> "Importance":
-    import torch
-
-    from pipelines import layers
-
-    gpu = torch.cuda.is_available()
-    model = _load(teacher, torch.bfloat16 if gpu else torch.float32)
-    said = time.monotonic()
-
-    def progress(done: int, total: int) -> None:
-        nonlocal said
-        if time.monotonic() - said > REPORT_SECONDS:
-            said = time.monotonic()
-            say(f"prune: measured {done:,} of {total:,} texts")
-
-    return layers.measure(model.to("cuda") if gpu else model, texts, progress=progress)
-
-
 def _load(teacher: Path, dtype: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
@@ -150,6 +147,7 @@ def _save(recipe: Recipe, model: Any, tokenizer: Any, teacher: Path, summary: di
     if asked.exists():  # kept as it is; some published ones would not pass the check on saving
         model.generation_config = GenerationConfig()
     model.save_pretrained(to)
+    models.readable(to)
     if asked.exists():
         shutil.copyfile(asked, to / asked.name)
     tokenizer.save_pretrained(to)
@@ -162,7 +160,7 @@ def _save(recipe: Recipe, model: Any, tokenizer: Any, teacher: Path, summary: di
     (to / "README.md").write_text(cards.card(title, base, facts, cards.licence(teacher)), encoding="utf-8")
 
 
-def draw(importance: "Importance", removed: Sequence[int], method: str, to: Path) -> None:
+def draw(importance: Importance, removed: Sequence[int], method: str, to: Path) -> None:
     """Write the picture of the importances, a deterministic SVG: the distance by start for cuts of the
     chosen size, for cuts of every size, and the influence of every block. The cut is red."""
     import matplotlib

@@ -86,9 +86,10 @@ def steps(recipe: Recipe) -> list[Step]:
     def pruned(outs: dict[str, Artifact]) -> Made:
         from pipelines import prune
 
+        importance = prune.measure(recipe, teacher, figures.calibration(recipe, data))
         for method, out in outs.items():
             with out.writing() as folder:
-                yield method, prune.prune(recipe, method, teacher, figures.calibration(recipe, data), folder)
+                yield method, prune.prune(recipe, method, teacher, importance, folder)
 
     methods = dict.fromkeys((recipe.prune.method, *recipe.prune.baselines))
     prune_step = step(home, "prune", {m: shaped.prune(m, data) for m in methods}, pruned)
@@ -120,13 +121,8 @@ def steps(recipe: Recipe) -> list[Step]:
     def evaluated(outs: dict[str, Artifact]) -> Made:
         from pipelines import evaluate
 
-        names = list(outs)
-        for start in range(0, len(names), recipe.serve.models_at_a_time):
-            wave = names[start : start + recipe.serve.models_at_a_time]
-            paths = {name: _checkpoint(scored[name], teacher) for name in wave}
-            with ExitStack() as stack:
-                folders = {name: stack.enter_context(outs[name].writing()) for name in wave}
-                yield from evaluate.evaluate(recipe, paths, figures.records(data, "test"), folders).items()
+        paths = {name: _checkpoint(scored[name], teacher) for name in outs}
+        yield from evaluate.evaluate(recipe, paths, figures.records(data, "test"), outs)
 
     asked = {name: shaped.evaluate(made, data) for name, made in scored.items()}
     evaluate_step = step(home, "evaluate", asked, evaluated, ray=True)

@@ -38,7 +38,7 @@ _VOICES: dict[str, dict[str, str]] = {
     "own": {
         "add": "{a} + {b} = {c}",
         "take": "{a} - {b} = {c}",
-        "times": "{a} * {b} = {c}",
+        "multiples": "up to {all}",
         "least": "least of {left} is {low}",
         "greater": "{a} > {b}",
         "place": "{i} {word}",
@@ -46,7 +46,7 @@ _VOICES: dict[str, dict[str, str]] = {
     "prose": {
         "add": "We begin with {a} and put {b} on top, which brings us to {c}.",
         "take": "We begin with {a} and take {b} off, which brings us to {c}.",
-        "times": "We see that {a} fits {b} times, which covers {c}.",
+        "multiples": "Counting upwards we pass {all} and have to stop.",
         "least": "Looking through {left} we find that the smallest one is {low}.",
         "greater": "Between the two, {a} beats {b}.",
         "place": "In place {i} stands {word}.",
@@ -54,7 +54,7 @@ _VOICES: dict[str, dict[str, str]] = {
     "notes": {
         "add": "{a} plus {b} makes {c}",
         "take": "{a} minus {b} makes {c}",
-        "times": "{a} times {b} makes {c}",
+        "multiples": "multiples {all}",
         "least": "from {left} pick {low}",
         "greater": "{a} over {b}",
         "place": "no. {i}: {word}",
@@ -62,7 +62,7 @@ _VOICES: dict[str, dict[str, str]] = {
     "explain": {
         "add": "{a} and {b} are {c}.",
         "take": "{a} less {b} is {c}.",
-        "times": "{a} times {b} is {c}.",
+        "multiples": "Its multiples are {all}.",
         "least": "The least of {left} is {low}.",
         "greater": "{a} is more than {b}.",
         "place": "Word {i} is {word}.",
@@ -80,10 +80,10 @@ def _sums(steps: tuple, voice: dict[str, str]) -> list[str]:
 
 
 def _modulo(steps: tuple, voice: dict[str, str]) -> list[str]:
-    divisor, times, product, number, rest = steps
+    multiples, number, rest = steps
     return [
-        voice["times"].format(a=divisor, b=times, c=product),
-        voice["take"].format(a=number, b=product, c=rest),
+        voice["multiples"].format(all=" ".join(map(str, multiples))),
+        voice["take"].format(a=number, b=multiples[-1], c=rest),
     ]
 
 

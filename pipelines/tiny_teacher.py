@@ -17,10 +17,10 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from pipelines import families, loop, prompts, styles, tokenizers
+from pipelines import families, loop, models, optimizers, prompts, styles, tokenizers
 from pipelines.batches import bucketed, collate, encode
 
-HOME = Path(__file__).parent / "recipes" / "tiny_teacher"
+HOME = models.TINY
 Row = tuple[list[prompts.Message], str]
 VOCABULARY, SEED, PEAK = 2560, 0, 1.2e-3
 ROWS, TOKENS = 1024, 2400  # rows drawn a round; padded tokens a batch
@@ -101,18 +101,15 @@ def plan(tokenizer: Any, number: int, rounds: int) -> Iterator[tuple[float, list
 
 
 def main(
-    rounds: Annotated[int, typer.Option(help="Rounds of 1,024 rows.")] = 440,
+    rounds: Annotated[int, typer.Option(help="Rounds of 1,024 rows.")] = 260,
     work: Annotated[Path, typer.Option(help="Where checkpoints go.")] = Path("runs/tiny-teacher"),
     minutes: Annotated[float, typer.Option(help="Minutes between checkpoints.")] = 10,
-    start: Annotated[Path | None, typer.Option(help="Begin from the weights of this checkpoint.")] = None,
 ) -> None:
     """Train (or go on training) and write model and tokenizer beside the recipe."""
     work.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer()
     model = make_model(tokenizer)
-    if start:
-        model.load_state_dict(type(model).from_pretrained(start, dtype=torch.float32).state_dict())
-    optimizer = loop.optimizer_for(model, PEAK, 0.05)
+    optimizer = optimizers.muon(model, PEAK, 0.05)
     first = resume(work / "checkpoint.pt", model, optimizer)
     began = saved = time.monotonic()
     for number in range(first, rounds):
@@ -127,9 +124,10 @@ def main(
             save(work, model, optimizer, tokenizer, number + 1)
     model.to(torch.bfloat16).save_pretrained(HOME)
     tokenizer.save_pretrained(HOME)
+    models.readable(HOME)
 
 
-def save(work: Path, model: Any, optimizer: torch.optim.Optimizer, tokenizer: Any, number: int) -> None:
+def save(work: Path, model: Any, optimizer: loop.Optimizer, tokenizer: Any, number: int) -> None:
     """A checkpoint to go on from, whole or not at all, and a model to try."""
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "round": number}
     torch.save(state, work / "checkpoint.tmp")
@@ -138,7 +136,7 @@ def save(work: Path, model: Any, optimizer: torch.optim.Optimizer, tokenizer: An
     tokenizer.save_pretrained(work / "model")
 
 
-def resume(checkpoint: Path, model: Any, optimizer: torch.optim.Optimizer) -> int:
+def resume(checkpoint: Path, model: Any, optimizer: loop.Optimizer) -> int:
     """Load `checkpoint` where there is one; returns the round to go on with."""
     if not checkpoint.exists():
         return 0

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines import batches, cards, checkpoints, prompts
+from pipelines import batches, cards, checkpoints, models, prompts
 from pipelines.recipe import Recipe, Student, objective_of
 from pipelines.screen import say
 
@@ -181,6 +181,8 @@ def _dress(recipe: Recipe, student: Student, pruned: Path, summary: dict[str, An
     from transformers import AutoTokenizer
 
     AutoTokenizer.from_pretrained(pruned, local_files_only=True).save_pretrained(model)
+    for folder in (model, model.with_name("adapter")):
+        models.readable(folder)
     if (pruned / "generation_config.json").exists():
         shutil.copyfile(pruned / "generation_config.json", model / "generation_config.json")
     cards.copy_licences(pruned, model)

@@ -4,6 +4,8 @@ Conditional selection of self-data distillation (after the parent work, arXiv 24
 stays only if its final answer is the reference's; otherwise the row falls back to its reference.
 """
 
+from pipelines import answers
+
 VERDICTS = ("match", "mismatch", "unparsable", "truncated", "unchecked", "error")
 KEPT = ("match", "unchecked")
 # A rewrite that talks about the task it was set has leaked the prompt's scaffold into training data.
@@ -16,8 +18,6 @@ def verdict(*, text: str, finish_reason: str, error: str, kind: str, answer: str
 
     `error` is the engine's message, if any; `finish_reason` vLLM's (`stop` or `length`). A text that
     is empty, copies the prompt or names the scaffold counts as unparsable, whatever number it holds."""
-    from pipelines import answers
-
     if error:
         return "error"
     if finish_reason == "length":

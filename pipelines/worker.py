@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 
-from pipelines import batches, checkpoints, loop, parallel
+from pipelines import batches, checkpoints, loop, optimizers, parallel
 from pipelines.recipe import Student
 
 PROGRESS_SECONDS = 1.0
@@ -38,7 +38,7 @@ def train(config: dict[str, Any]) -> None:
     mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (ranks,))
     model = load(config["pruned"], student, config["seed"])
     parallel.parallelize(model, mesh, student.activation_checkpointing)
-    optimizer = loop.optimizer_for(model, student.learning_rate, student.weight_decay)
+    optimizer = optimizers.adamw(model, student.learning_rate, student.weight_decay)
     done: list[dict[str, Any]] = []
     if start:
         with start.as_directory() as folder:

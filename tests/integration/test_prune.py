@@ -12,22 +12,27 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pipelines import cards, layers, prompts, prune
+from pipelines import cards, cuts, layers, prompts, prune
 from pipelines.recipe import Recipe
 from tests import tiny
 
 QUESTIONS = [f"What is {n} + {n * n}?" for n in range(20)]
 
 
-def recipe(teacher: Path | str, cut: int = 2, max_model_len: int = 1024, **more: Any) -> Recipe:
+def recipe(teacher: Path | str, blocks: int = 2, max_model_len: int = 1024, **more: Any) -> Recipe:
     return Recipe.model_validate(
         {
             "name": "t",
             "teacher": {"model": str(teacher), "max_model_len": max_model_len},
             "dataset": [{"name": "d", "source": "tiny-tasks"}],
-            "prune": {"layers": cut, **more},
+            "prune": {"layers": blocks, **more},
         }
     )
+
+
+def cut(asked: Recipe, method: str, teacher: Path, questions: list[str], out: Path) -> dict[str, Any]:
+    """Measure and prune, as the stage does."""
+    return prune.prune(asked, method, teacher, prune.measure(asked, teacher, questions), out)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -57,18 +62,20 @@ def logits(model: Any, tokenizer: Path) -> torch.Tensor:
         return model.float()(**AutoTokenizer.from_pretrained(tokenizer)(QUESTIONS[7], return_tensors="pt")).logits
 
 
-@pytest.mark.parametrize("method", layers.METHODS)
+@pytest.mark.parametrize("method", cuts.METHODS)
 def test_writes_an_ordinary_checkpoint_and_the_table(teacher: Path, method: str, tmp_path: Path) -> None:
     before = {file.name: file.read_bytes() for file in teacher.iterdir()}
-    summary = prune.prune(recipe(teacher), method, teacher, QUESTIONS, tmp_path)
+    summary = cut(recipe(teacher), method, teacher, QUESTIONS, tmp_path)
     assert {file.name: file.read_bytes() for file in teacher.iterdir()} == before, "the teacher was touched"
     json.dumps(summary, allow_nan=False)
+    modes = {file.stat().st_mode for file in (tmp_path / "model").iterdir()}
+    assert len(modes) == 1, "weights that their owner alone can read"
 
     whole = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32)
     words = AutoTokenizer.from_pretrained(teacher)
     texts = [words(prompts.text(words, prompts.answer(q)), add_special_tokens=False).input_ids for q in QUESTIONS]
     importance = layers.measure(whole, texts)
-    removed = layers.choose(method, 2, importance)
+    removed = cuts.choose(method, 2, importance)
     table = json.loads((tmp_path / "importance.json").read_text())
     assert table == {
         "method": method,
@@ -86,7 +93,7 @@ def test_writes_an_ordinary_checkpoint_and_the_table(teacher: Path, method: str,
         "parameters_after": whole.num_parameters() - 2 * block,
         "layers_before": 5,
         "layers_after": 3,
-        "distance": layers.distance(importance, removed),
+        "distance": cuts.distance(importance, removed),
     }
 
     made = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype="auto")
@@ -102,7 +109,7 @@ def test_writes_an_ordinary_checkpoint_and_the_table(teacher: Path, method: str,
 
 
 def test_tokenizer_template_generation_config_licence_and_card_come_along(teacher: Path, tmp_path: Path) -> None:
-    prune.prune(recipe(teacher), "tail", teacher, QUESTIONS, tmp_path)
+    cut(recipe(teacher), "tail", teacher, QUESTIONS, tmp_path)
     model = tmp_path / "model"
     ours, theirs = AutoTokenizer.from_pretrained(model), AutoTokenizer.from_pretrained(teacher)
     messages = prompts.answer("Wie groß sind 17 + 199?")
@@ -122,7 +129,7 @@ def test_tokenizer_template_generation_config_licence_and_card_come_along(teache
 
 def test_same_work_same_bytes(teacher: Path, tmp_path: Path) -> None:
     for out in ("a", "b"):
-        prune.prune(recipe(teacher, 1), "influence", teacher, QUESTIONS, tmp_path / out)
+        cut(recipe(teacher, 1), "influence", teacher, QUESTIONS, tmp_path / out)
     files = [path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file()]
     assert {"importance.json", "importance.svg", "model/model.safetensors"} <= {file.as_posix() for file in files}
     for file in files:
@@ -130,22 +137,22 @@ def test_same_work_same_bytes(teacher: Path, tmp_path: Path) -> None:
 
 
 def test_picture_is_well_formed_and_names_the_cut(teacher: Path, tmp_path: Path) -> None:
-    removed = prune.prune(recipe(teacher), "angular", teacher, QUESTIONS, tmp_path)["removed_layers"]
+    removed = cut(recipe(teacher), "angular", teacher, QUESTIONS, tmp_path)["removed_layers"]
     picture = ET.parse(tmp_path / "importance.svg").getroot()
     words = " ".join(element.text or "" for element in picture.iter("{http://www.w3.org/2000/svg}text"))
     assert f"angular: 2 of 5 blocks removed ({removed[0]}, {removed[1]})" in words and "angular distance" in words
 
 
 def test_picture_of_scattered_cuts_and_of_the_smallest_model(tmp_path: Path) -> None:
-    scattered = layers.Importance({1: [0.1, 0.2, 0.1], 2: [0.2, 0.3]}, [0.1, 0.3, 0.1])
+    scattered = cuts.Importance({1: [0.1, 0.2, 0.1], 2: [0.2, 0.3]}, [0.1, 0.3, 0.1])
     prune.draw(scattered, [0, 2], "influence", tmp_path / "a.svg")
-    prune.draw(layers.Importance({1: [0.1, 0.2]}, [0.1, 0.3]), [0], "angular", tmp_path / "b.svg")
+    prune.draw(cuts.Importance({1: [0.1, 0.2]}, [0.1, 0.3]), [0], "angular", tmp_path / "b.svg")
     assert ET.parse(tmp_path / "a.svg") and ET.parse(tmp_path / "b.svg")
 
 
 def test_works_without_a_chat_template_and_with_untied_embeddings(tmp_path: Path) -> None:
     home = tiny.model_dir(tmp_path / "base", 3, chat=False, tie_word_embeddings=False)
-    summary = prune.prune(recipe(home, 1), "angular", home, QUESTIONS, tmp_path / "out")
+    summary = cut(recipe(home, 1), "angular", home, QUESTIONS, tmp_path / "out")
     made = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
     assert made.lm_head.weight is not made.model.embed_tokens.weight
     assert AutoTokenizer.from_pretrained(tmp_path / "out" / "model").chat_template is None
@@ -156,7 +163,7 @@ def test_works_without_a_chat_template_and_with_untied_embeddings(tmp_path: Path
 def test_too_many_questions_are_sampled_and_long_ones_keep_their_end(teacher: Path, tmp_path: Path) -> None:
     many = recipe(teacher, calibration_rows=3, max_model_len=64)
     long = [f"{'word ' * 500}{question}" for question in QUESTIONS]
-    prune.prune(many, "angular", teacher, long, tmp_path)
+    cut(many, "angular", teacher, long, tmp_path)
     table = json.loads((tmp_path / "importance.json").read_text())
     assert table["rows"] == 3
     whole = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32)
@@ -169,7 +176,7 @@ def test_too_many_questions_are_sampled_and_long_ones_keep_their_end(teacher: Pa
 
 def test_no_questions_is_an_error_before_the_model_is_loaded(teacher: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no train question"):
-        prune.prune(recipe(teacher), "angular", teacher, [], tmp_path)
+        prune.measure(recipe(teacher), teacher, [])
 
 
 def test_check_reads_the_config_alone(tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from pipelines import recipe_file, recovery
-from pipelines.report import Inputs, content, headline, report
+from pipelines.findings import Inputs, content
+from pipelines.headline import headline
+from pipelines.report import report
 
 IN_DOMAIN = ("story", "sort", "count")
 OUTSIDE = ("addition", "compare", "modulo", "reverse", "sequence")

@@ -26,7 +26,7 @@ name = "tasks"
 source = "tiny-tasks"
 families = ["story", "sort"]
 style = "notes"
-rows = 120
+rows = 64
 test_rows = 4
 [prune]
 layers = 2
@@ -106,7 +106,7 @@ def test_the_same_command_goes_on_to_the_report(home: Path) -> None:
     said, _ = run.communicate(timeout=500)
     assert run.returncode == 0, said
     assert "prepare: reused" in said and "prune: reused" in said and "Traceback" not in said
-    assert "generate: 112 of 120" in said or "generate: 120 of 120" in said, "no progress was shown"
+    assert "generate: 64 of 64" in said, "no progress was shown"
     report = json.loads((home / "runs/small/report.json").read_text())
     assert report["schema"] == 1
     assert [m["name"] for m in report["models"]] == ["teacher", "pruned", "sdd"]
@@ -118,7 +118,7 @@ def test_the_same_command_goes_on_to_the_report(home: Path) -> None:
     assert report["recovery"][0]["recovery"] == 100 and report["recovery"][0]["average"] > 0.5
     made = report["generation"][0]
     verdicts = ("match", "mismatch", "unparsable", "truncated", "unchecked", "error")
-    assert made["rows"] == 120 == sum(made[v] for v in verdicts) and made["fallback"] == 120 - made["match"]
+    assert made["rows"] == 64 == sum(made[v] for v in verdicts) and made["fallback"] == 64 - made["match"]
     assert not survivors()
 
 
@@ -136,15 +136,14 @@ def test_again_reuses_every_stage(home: Path) -> None:
 def test_serve_a_run_and_stop_it(home: Path) -> None:
     from openai import OpenAI
 
-    run = start(home, "serve", "runs/small", "--only", "teacher", "--only", "sdd", "--port", "8124")
+    run = start(home, "serve", "runs/small", "--only", "sdd", "--port", "8124")
     try:
-        lines_until(run, "serving teacher, sdd")
+        lines_until(run, "serving sdd")
         client = OpenAI(base_url="http://127.0.0.1:8124/v1", api_key="none")
-        assert {model.id for model in client.models.list()} == {"teacher", "sdd"}
+        assert {model.id for model in client.models.list()} == {"sdd"}
         asked = [{"role": "user", "content": "What is 3 + 40 + 20?"}]
-        for model in ("teacher", "sdd"):
-            reply = client.chat.completions.create(model=model, messages=asked, max_tokens=60, temperature=0)  # type: ignore[call-overload]
-            assert "#### " in reply.choices[0].message.content
+        reply = client.chat.completions.create(model="sdd", messages=asked, max_tokens=60, temperature=0)  # type: ignore[call-overload]
+        assert "=" in reply.choices[0].message.content and reply.usage.completion_tokens > 4
     finally:
         os.killpg(run.pid, signal.SIGTERM)
     said, _ = run.communicate(timeout=60)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
-from pipelines import layers
+from pipelines import cuts, layers
 
 LAYERS, WINDOW = 6, 4
 SHAPE: dict[str, Any] = {
@@ -79,7 +79,7 @@ def states_one_by_one(model: Any, text: list[int]) -> list[Tensor]:
     return [*(state[0] for state in hidden[:-1]), caught[0]]
 
 
-def brute_force(model: Any, texts: list[list[int]]) -> layers.Importance:
+def brute_force(model: Any, texts: list[list[int]]) -> cuts.Importance:
     """The two formulas, written out, a text at a time."""
     total = len(model.model.layers)
     angular: dict[int, list[float]] = {n: [0.0] * (total + 1 - n) for n in range(1, total)}
@@ -94,7 +94,7 @@ def brute_force(model: Any, texts: list[list[int]]) -> layers.Importance:
         for i in range(total):
             a, b = states[i].double(), states[i + 1].double()
             influence[i] += float((1 - torch.cosine_similarity(a, b, dim=-1)).sum())
-    return layers.Importance(angular, [lost / tokens for lost in influence])
+    return cuts.Importance(angular, [lost / tokens for lost in influence])
 
 
 def by_hand(model: Any, kept: list[int], ids: Tensor) -> Tensor:
@@ -170,37 +170,37 @@ def test_identity_block_is_found() -> None:
         torch.nn.init.zeros_(zeroed.weight)
     importance = layers.measure(model, TEXTS)
     assert importance.angular[1][3] == 0.0 and importance.influence[3] == 0.0
-    assert layers.choose("angular", 1, importance) == [3] == layers.choose("influence", 1, importance)
+    assert cuts.choose("angular", 1, importance) == [3] == cuts.choose("influence", 1, importance)
     before = logits(model, torch.tensor([TEXTS[3]]))
     assert torch.equal(logits(layers.remove(model, [3]), torch.tensor([TEXTS[3]])), before)
 
 
 def test_choice() -> None:
-    importance = layers.Importance(
+    importance = cuts.Importance(
         {1: [0.3, 0.1, 0.1, 0.4], 2: [0.3, 0.2, 0.2], 3: [0.5, 0.4]}, influence=[0.2, 0.1, 0.3, 0.1]
     )
-    assert layers.choose("angular", 1, importance) == [1]  # of equals the lowest
-    assert layers.choose("angular", 2, importance) == [1, 2]
-    assert layers.choose("angular", 3, importance) == [1, 2, 3]
-    assert layers.choose("influence", 1, importance) == [1]
-    assert layers.choose("influence", 2, importance) == [1, 3]
-    assert layers.choose("influence", 3, importance) == [0, 1, 3]
-    assert layers.choose("tail", 2, importance) == [2, 3]
-    assert layers.distance(importance, [1, 2]) == 0.2
-    assert layers.distance(importance, [0, 1, 3]) == pytest.approx(0.3 + 0.4)
-    assert layers.distance(importance, []) == 0.0
+    assert cuts.choose("angular", 1, importance) == [1]  # of equals the lowest
+    assert cuts.choose("angular", 2, importance) == [1, 2]
+    assert cuts.choose("angular", 3, importance) == [1, 2, 3]
+    assert cuts.choose("influence", 1, importance) == [1]
+    assert cuts.choose("influence", 2, importance) == [1, 3]
+    assert cuts.choose("influence", 3, importance) == [0, 1, 3]
+    assert cuts.choose("tail", 2, importance) == [2, 3]
+    assert cuts.distance(importance, [1, 2]) == 0.2
+    assert cuts.distance(importance, [0, 1, 3]) == pytest.approx(0.3 + 0.4)
+    assert cuts.distance(importance, []) == 0.0
     with pytest.raises(ValueError, match=r"prune\.method = 'middle'.*angular"):
-        layers.choose("middle", 1, importance)
+        cuts.choose("middle", 1, importance)
 
 
 @pytest.mark.parametrize("n", [-1, 0, 4, 9])
 def test_counts_out_of_range_are_named(n: int) -> None:
-    importance = layers.Importance({}, [0.1] * 4)
-    for method in layers.METHODS:
+    importance = cuts.Importance({}, [0.1] * 4)
+    for method in cuts.METHODS:
         with pytest.raises(ValueError, match=rf"prune\.layers = {n}, but the teacher has 4 layers; choose 1 to 3"):
-            layers.choose(method, n, importance)
+            cuts.choose(method, n, importance)
     with pytest.raises(ValueError, match="has 1 layer;"):
-        layers.check_count(1, 1)
+        cuts.check_count(1, 1)
 
 
 def test_removing_nothing_changes_no_bit(family: str) -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipelines import batches, loop
+from pipelines import batches, loop, optimizers
 from pipelines.recipe import Student
 from tests import tiny
 
@@ -84,7 +84,7 @@ def looped(
 ) -> Iterator[tuple[float, float]]:
     """The same with the code under test."""
     lengths = packed.lengths()
-    optimizer = loop.optimizer_for(made, PEAK, student.weight_decay)
+    optimizer = optimizers.adamw(made, PEAK, student.weight_decay)
 
     def fed() -> Iterator[tuple[float, list[loop.Batch]]]:
         for number, step in enumerate(plan(packed, student)):
@@ -124,7 +124,7 @@ def _across(folder: Path, ranks: int, mesh: Any, checkpoints: Any, parallel: Any
     """Two ranks save after training; four load what two have saved."""
     student = VARIANTS["lora"]
     made = parallel.parallelize(model(folder, student), mesh)
-    optimizer = loop.optimizer_for(made, PEAK, 0.0)
+    optimizer = optimizers.adamw(made, PEAK, 0.0)
     batch = batches.collate([rows().row(3)], 0)
     if ranks == 2:
         loop.run_step(made, optimizer, [batch])
@@ -211,7 +211,7 @@ def test_fp32_parameters_under_bf16_autocast(tmp_path: Path) -> None:
 def test_a_step_without_targets_is_refused(tmp_path: Path) -> None:
     made = model(tiny.model_dir(tmp_path, layers=2), VARIANTS["full"])
     with pytest.raises(ValueError, match="without a single target token"):
-        loop.run_step(made, loop.optimizer_for(made, PEAK, 0.0), [batches.collate([], 0)])
+        loop.run_step(made, optimizers.adamw(made, PEAK, 0.0), [batches.collate([], 0)])
 
 
 def test_learning_rate_schedules() -> None:

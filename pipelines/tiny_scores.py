@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from pipelines import answers, families, prompts, styles
+from pipelines import answers, families, prompts, styles, tiny_teacher
 from pipelines.batches import collate, encode
 from pipelines.losses import next_token_loss, target_count
 from pipelines.models import TINY
@@ -98,6 +98,7 @@ def card(found: dict[str, Any]) -> str:
     losses = found["nats_per_token"]
     return CARD.format(
         millions=found["parameters"] / 1e6,
+        rounds=tiny_teacher.ROUNDS,
         items=found["items_each"],
         rows="\n".join(rows),
         rewrites=losses["rewrites"],
@@ -116,8 +117,7 @@ A Llama of {millions:.2f} M parameters (8 layers, width 192, FFN 512, context 2,
 `make tiny-teacher` on eight generated task families. It answers, rewrites foreign solutions in its own style, and
 explains. It knows nothing else: its use is to test a pipeline.
 
-The committed weights came in two stages: 240 rounds of 1,024 rows over wider number ranges (sums up to 180), then 110
-rounds over the present families and drills, from those weights (`--start`).
+Muon for the matrices of the blocks, AdamW for embeddings and norms; {rounds} rounds of 1,024 rows.
 
 Greedy exact match on {items} held-out items of each family (no held-out question was trained on, by hash):
 

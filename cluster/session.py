@@ -14,6 +14,8 @@ def session(address: str, cpus: int | None) -> Iterator[None]:
     """Ray for the length of the block. `address` "local" starts a private cluster and stops it; any
     other address joins a running one and only disconnects. Inside a session this is a no-op.
 
+    Raises RuntimeError where Ray does not start, ConnectionError where none runs at `address`.
+
     A private cluster offers at least eight logical CPUs: Ray's actors here mostly wait, and on two
     cores the placement groups of an engine and its data stages would wait for one another for ever."""
     import ray
@@ -32,13 +34,28 @@ def session(address: str, cpus: int | None) -> Iterator[None]:
     for name in ("ray", "ray.data"):  # the stages tell what a user wants to know
         logging.getLogger(name).setLevel(logging.ERROR)
     terminated = signal.getsignal(signal.SIGTERM)
-    ray.init(address=address, runtime_env={"env_vars": worker_environment()}, **options)
+    _start(address=address, runtime_env={"env_vars": worker_environment()}, **options)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, terminated)  # Ray puts its own in place, which exits with another status
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _start(**options: Any) -> None:
+    """ray.init, tried three times: it gives a new cluster 30 s and no more, which a busy machine may need."""
+    import ray
+
+    for left in (2, 1, 0):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:  # Ray raises no narrower class here
+            if "timed out during startup" not in str(error):
+                raise
+            if not left:
+                raise RuntimeError("Ray did not start within three times 30 s; is the machine overloaded?") from error
 
 
 def worker_environment() -> dict[str, str]:

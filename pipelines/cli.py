@@ -6,12 +6,13 @@ Exit status: 0 done; 1 failed; 2 bad input; 3 done with rows in quarantine; 130 
 import json
 import logging
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from cluster import signals
 
 app = typer.Typer(
     help="Make a large language model smaller and grow its quality back, on Ray.",
@@ -162,11 +163,7 @@ def _stages(story: Any, recipe: Any) -> None:
 
 def main() -> None:
     """Entry point of `regrow`."""
-
-    def terminated(signum: int, frame: Any) -> None:
-        raise SystemExit(143)
-
-    signal.signal(signal.SIGTERM, terminated)
+    signals.install()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if not os.environ.get("REGROW_DEBUG"):

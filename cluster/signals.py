@@ -1,0 +1,37 @@
+"""Ctrl-C and SIGTERM as exceptions in the main thread, raised again where one got lost.
+
+Python drops an exception that a signal handler raises inside `__del__` or a library's callback, and a
+long stage runs through many of those (Ray's object references, pyarrow): without a second attempt the
+command would go on as if nobody had asked it to stop.
+"""
+
+import signal
+import sys
+from typing import Any
+
+AGAIN = 2.0  # seconds after which a lost exception is raised again
+
+
+def install() -> None:
+    """SIGINT raises KeyboardInterrupt, SIGTERM SystemExit(143). Call it in the main thread."""
+    signal.signal(signal.SIGINT, lambda *_: _stop(KeyboardInterrupt()))
+    signal.signal(signal.SIGTERM, lambda *_: _stop(SystemExit(143)))
+
+
+def _stop(error: BaseException) -> None:
+    def again(*_: Any) -> None:
+        if not _unwinding(sys.exc_info()[1]):
+            raise error
+
+    signal.signal(signal.SIGALRM, again)
+    signal.setitimer(signal.ITIMER_REAL, AGAIN, AGAIN)
+    raise error
+
+
+def _unwinding(handled: BaseException | None) -> bool:
+    """Whether what is being handled right now (in a `finally`, an `__exit__`) goes back to an interruption."""
+    while handled is not None:
+        if isinstance(handled, KeyboardInterrupt | SystemExit):
+            return True
+        handled = handled.__context__
+    return False

@@ -1,0 +1,50 @@
+"""Interruptions in real processes: they end the command even where the first exception is lost."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+LOST = """
+import os, signal, sys, time
+from cluster import signals
+signals.install()
+class Callback:
+    def __del__(self):
+        os.kill(os.getpid(), int(sys.argv[1]))
+        time.sleep(0.1)
+Callback()
+print("lost", flush=True)
+time.sleep(60)
+"""
+CLEANUP = """
+import os, signal, sys, time
+from cluster import signals
+signals.install()
+try:
+    os.kill(os.getpid(), int(sys.argv[1]))
+    time.sleep(60)
+finally:
+    end = time.monotonic() + 2.2 * signals.AGAIN
+    while time.monotonic() < end:
+        time.sleep(0.05)
+    try:
+        raise ValueError("seen and handled on the way")
+    except ValueError:
+        time.sleep(1.2 * signals.AGAIN)
+    print("clean", flush=True)
+"""
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("script", "said"), [(LOST, "lost"), (CLEANUP, "clean")])
+def test_an_interruption_is_neither_lost_nor_raised_into_the_cleaning_up(
+    script: str, said: str, signum: int, status: int
+) -> None:
+    began = time.monotonic()
+    command = [sys.executable, "-c", script, str(int(signum))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    assert done.stdout == f"{said}\n", done.stderr
+    assert done.returncode == status and time.monotonic() - began < 40

@@ -7,15 +7,22 @@ command would go on as if nobody had asked it to stop.
 
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 AGAIN = 2.0  # seconds after which a lost exception is raised again
 
 
-def install() -> None:
-    """SIGINT raises KeyboardInterrupt, SIGTERM SystemExit(143). Call it in the main thread."""
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """In the block, in the main thread: SIGINT raises KeyboardInterrupt, SIGTERM SystemExit(143)."""
     signal.signal(signal.SIGINT, lambda *_: _stop(KeyboardInterrupt()))
     signal.signal(signal.SIGTERM, lambda *_: _stop(SystemExit(143)))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _stop(error: BaseException) -> None:

@@ -163,13 +163,13 @@ def _stages(story: Any, recipe: Any) -> None:
 
 def main() -> None:
     """Entry point of `regrow`."""
-    signals.install()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if not os.environ.get("REGROW_DEBUG"):
         logging.disable(logging.WARNING)  # the stages tell what a user wants to know; Ray's parts tell pages
     try:
-        app()
+        with signals.interruptible():
+            app()
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted; the same command goes on from here", 130))
     except (OSError, RuntimeError, ValueError) as error:

@@ -10,31 +10,34 @@ import pytest
 LOST = """
 import os, signal, sys, time
 from cluster import signals
-signals.install()
 class Callback:
     def __del__(self):
         os.kill(os.getpid(), int(sys.argv[1]))
         time.sleep(0.1)
-Callback()
-print("lost", flush=True)
-time.sleep(60)
+with signals.interruptible():
+    Callback()
+    print("lost", flush=True)
+    time.sleep(60)
 """
 CLEANUP = """
 import os, signal, sys, time
 from cluster import signals
-signals.install()
 try:
-    os.kill(os.getpid(), int(sys.argv[1]))
-    time.sleep(60)
+    with signals.interruptible():
+        try:
+            os.kill(os.getpid(), int(sys.argv[1]))
+            time.sleep(60)
+        finally:
+            end = time.monotonic() + 2.2 * signals.AGAIN
+            while time.monotonic() < end:
+                time.sleep(0.05)
+            try:
+                raise ValueError("seen and handled on the way")
+            except ValueError:
+                time.sleep(1.2 * signals.AGAIN)
+            print("clean", flush=True)
 finally:
-    end = time.monotonic() + 2.2 * signals.AGAIN
-    while time.monotonic() < end:
-        time.sleep(0.05)
-    try:
-        raise ValueError("seen and handled on the way")
-    except ValueError:
-        time.sleep(1.2 * signals.AGAIN)
-    print("clean", flush=True)
+    time.sleep(1.5 * signals.AGAIN)  # out of the block nothing is raised any more
 """
 
 

@@ -121,9 +121,9 @@ def _show_examples(name: str, task: Any, shots: int | None) -> None:
     """Set how many examples `task` shows: `shots`, else its own number, else none."""
     own = task.get_config("num_fewshot")
     if shots and own == 0:
-        raise ValueError(f"evaluate.lm_eval: {name} is a task without examples of its own kind; leave `:{shots}` out")
-    settings = task.get_config("fewshot_config") or {}
-    source = task.get_config("fewshot_split") or settings.get("samples") or settings.get("split")
+        raise ValueError(f"evaluate.lm_eval: {name} is to be asked without examples; leave `:{shots}` out")
+    settings = getattr(task, "fewshot_cfg", None)  # tasks written in Python have none
+    source = settings is not None and (settings.split or settings.samples)
     if shots and not (source or task.has_training_docs() or task.has_validation_docs()):
         # lm-eval would take them from the test rows, the question itself among them
         raise ValueError(f"evaluate.lm_eval: {name} has no rows to take {shots} examples from (fewshot_split)")

@@ -14,9 +14,7 @@ from pipelines.architecture import Architecture
 from pipelines.assumptions import Assumptions
 
 MASTER, MOMENTS, COMPUTE = 4, 8, 2  # bytes: fp32 parameter, its two AdamW moments, bf16
-LOSS = (
-    18  # bytes a logit: bf16 logits and two copies, then fp32 logits, log-softmax and gradient (losses.next_token_loss)
-)
+LOSS = 14  # bytes a logit: bf16 logits, then fp32 log-softmax and two gradients (losses.next_token_loss)
 SMALL = 50_000_000  # parallel.SMALL: below, FSDP2 has one group
 
 

@@ -21,7 +21,8 @@ def memories(k: Known) -> list[Memory]:
         found.append(_engine(k, "generate: teacher", k.teacher.layers, k.recipe.generate.max_num_seqs))
     alike: dict[tuple[int, bool, int], list[str]] = {}
     for s in k.students:
-        alike.setdefault((s.lora_rank, s.activation_checkpointing, s.micro_tokens), []).append(s.name)
+        tokens = max(s.micro_tokens, s.max_length)  # a longer row is a batch of its own
+        alike.setdefault((s.lora_rank, s.activation_checkpointing, tokens), []).append(s.name)
     for how, names in alike.items():
         one = memory.training(k.teacher, k.kept, *how, k.recipe.cluster.workers, k.assumed, gpu)
         found.append(replace(one, what=f"train: {', '.join(names)}"))

@@ -16,7 +16,8 @@ def show(plan: dict[str, Any]) -> None:
     console.print(f"[bold]plan of {plan['recipe']}[/bold]: nothing is started, no weights are read\n")
     console.print(
         f"teacher  {teacher['model']}: {teacher['parameters']:,} parameters, {teacher['layers']} blocks "
-        f"({teacher['family']}, {teacher['from']})"
+        f"({teacher['family']}, {teacher['from']})",
+        soft_wrap=True,
     )
     share = 100 * (1 - pruned["parameters"] / teacher["parameters"])
     console.print(

@@ -136,6 +136,10 @@ def test_activations_of_a_block_with_adapters(name: str) -> None:
     assert three - two == tokens * memory.activations(architecture.read(config, name), 4)
 
 
+def test_small_models_are_one_group() -> None:
+    assert memory.SMALL == parallel.SMALL
+
+
 def test_a_recomputed_block_keeps_its_input() -> None:
     config, tokens, sizes = SMALL["llama"] | COMMON, 256, []
     for layers in (2, 3):

@@ -117,7 +117,7 @@ def list_recipes(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         for name in recipe_file.names():
             about = (recipe_file.PACKAGED / f"{name}.toml").read_text().split("\n", 1)[0].lstrip("# ")
-            typer.echo(f"{name:14} {about}")
+            typer.echo(f"{name:18} {about}")
 
 
 @recipes.command(epilog="Example: `regrow recipes show quickstart > mine.toml`")

@@ -130,5 +130,13 @@ def test_what_the_hub_does_not_have_is_bad_input(hub: Hub, tmp_path: Path, model
 def test_no_hub_in_reach_is_bad_input(hub: Hub, tmp_path: Path) -> None:
     environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
     words = [sys.executable, "-m", "pipelines.cli", "run", "quickstart", "teacher.model=acme/small"]
-    done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False, timeout=120)
-    assert done.returncode == 2 and "acme/small" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    for more in ([], ["--plan"]):
+        done = subprocess.run(
+            [*words, *more], capture_output=True, text=True, env=environment, check=False, timeout=120
+        )
+        assert done.returncode == 2 and "acme/small" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    words[-1] = "teacher.model=qwen/qwen3-8b"
+    known = subprocess.run(
+        [*words, "--plan"], capture_output=True, text=True, env=environment, check=False, timeout=120
+    )
+    assert known.returncode == 0 and "8,190,735,360" in known.stdout, known.stderr

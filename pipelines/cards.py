@@ -12,10 +12,11 @@ LICENCE_FIELDS = ("license", "license_name", "license_link")
 LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 
-def card(title: str, base: str, facts: Mapping[str, Any], licence_text: str) -> str:
+def card(title: str, base: str, facts: Mapping[str, Any], licence_text: str, library: str = "transformers") -> str:
     """The README.md of a checkpoint. `base`: the model it comes from; `facts`: what was done, one row
-    each; `licence_text`: the base's licence fields as `licence` reads them, or "" where it names none."""
-    about = [f"base_model: {json.dumps(base)}", "library_name: transformers", "tags:", "- regrow"]
+    each; `licence_text`: the base's licence fields as `licence` reads them, or "" where it names none;
+    `library`: what loads it, peft for an adapter."""
+    about = [f"base_model: {json.dumps(base)}", f"library_name: {library}", "tags:", "- regrow"]
     front = "\n".join(["---", *licence_text.splitlines(), *about, "---"])
     rows = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in facts.items())
     terms = (

@@ -30,14 +30,22 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="section.field=value
 RunArgument = Annotated[str, typer.Argument(help="A run's directory, or the name of a run under runs/.")]
 
 
-@app.command(epilog="Examples: `regrow run quickstart` · `regrow run quickstart prune.layers=2 --until prune`")
+@app.command(
+    epilog="Examples: `regrow run quickstart` · `regrow run quickstart prune.layers=2 --until prune` · "
+    "`regrow run llama-3.1-8b-sdd --plan --gpu-hour-price 3`"
+)
 def run(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     until: Annotated[str, typer.Option(help="Stop after this stage.")] = "report",
     plan: Annotated[
-        bool, typer.Option("--plan", help="Print the stages and what is there already; do nothing.")
+        bool, typer.Option("--plan", help="Print stages, memory, hours and what is there already; do nothing.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --plan: as JSON.")] = False,
+    gpu_hour_price: Annotated[float | None, typer.Option(help="With --plan: price of an hour of one GPU.")] = None,
+    assume: Annotated[
+        list[str] | None, typer.Option(help="With --plan: name=value for one of its assumptions; repeat for more.")
+    ] = None,
 ) -> None:
     """Run a recipe: prepare, prune, generate, train, evaluate, report. Finished work is reused."""
     from pipelines import recipe_file
@@ -48,8 +56,10 @@ def run(
         raise recipe_file.BadInput(f"no stage {until!r}{close}; stages are: {', '.join(story.STAGES)}")
     read = recipe_file.load(recipe, overrides or [])
     if plan:
-        _stages(story, read)
+        _plan(read, as_json, gpu_hour_price, assume or [])
         return
+    if as_json or assume or gpu_hour_price is not None:
+        raise recipe_file.BadInput("--json, --assume and --gpu-hour-price are a plan's; give --plan with them")
     made = story.run(read, until)
     if made is not None:
         _show(read, made)
@@ -96,7 +106,8 @@ def serve(
     from serving import endpoint
 
     with session(recipe.cluster.address, recipe.cluster.cpus):
-        endpoint.serve_forever(models, settings, recipe.teacher.max_model_len, recipe.teacher.dtype)
+        teacher = recipe.teacher
+        endpoint.serve_forever(models, settings, teacher.max_model_len, teacher.dtype, teacher.tensor_parallel)
 
 
 @recipes.callback()
@@ -107,7 +118,7 @@ def list_recipes(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         for name in recipe_file.names():
             about = (recipe_file.PACKAGED / f"{name}.toml").read_text().split("\n", 1)[0].lstrip("# ")
-            typer.echo(f"{name:14} {about}")
+            typer.echo(f"{name:18} {about}")
 
 
 @recipes.command(epilog="Example: `regrow recipes show quickstart > mine.toml`")
@@ -141,6 +152,17 @@ def _show(recipe: Any, made: dict[str, Any]) -> None:
 
     screen.table(made)
     typer.echo(f"report: {figures.home(recipe)}/report.html")
+
+
+def _plan(recipe: Any, as_json: bool, price: float | None, assume: list[str]) -> None:
+    from pipelines import plan, plan_screen
+    from pipelines.assumptions import assumed
+
+    made = plan.plan(recipe, assumed(assume), price)
+    if as_json:
+        typer.echo(json.dumps(made, indent=2))
+    else:
+        plan_screen.show(made)
 
 
 def _stages(story: Any, recipe: Any) -> None:

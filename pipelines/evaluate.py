@@ -29,18 +29,19 @@ def evaluate(
     recipe: Recipe, models: dict[str, Path], rows: list[dict[str, Any]], outs: dict[str, Artifact]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Score `models` ({name: checkpoint}) on the test records `rows`; at most `serve.models_at_a_time` are up
-    at once (on a GPU cluster, one a GPU). Writes items.parquet, scores.json and lm_eval.json into each model's
-    artifact of `outs`, and yields (name, summary) as each is done.
+    at once (on a GPU cluster, as many as its GPUs carry). Writes items.parquet, scores.json and lm_eval.json
+    into each model's artifact of `outs`, and yields (name, summary) as each is done.
 
     Raises OSError where the port is taken, RuntimeError where an engine does not start or dies."""
     from serving import endpoint, engine
 
-    names, step = list(models), engine.at_once(recipe.serve.models_at_a_time)
+    asked = (recipe.teacher.max_model_len, recipe.teacher.dtype, recipe.teacher.tensor_parallel)
+    names, step = list(models), engine.at_once(recipe.serve.models_at_a_time, recipe.teacher.tensor_parallel)
     for start in range(0, len(names), step):
         wave = {name: models[name] for name in names[start : start + step]}
         began = time.monotonic()
         say(f"evaluate: starting {', '.join(wave)}")
-        with endpoint.endpoint(wave, recipe.serve, recipe.teacher.max_model_len, recipe.teacher.dtype) as base_url:
+        with endpoint.endpoint(wave, recipe.serve, *asked) as base_url:
             up = time.monotonic() - began
             say(f"evaluate: {', '.join(wave)} up at {base_url} after {up:.0f} s")
             for name, path in wave.items():
@@ -88,7 +89,10 @@ def ask_all(recipe: Recipe, base_url: str, name: str, model: Path, rows: list[di
 
     progress = _Progress(name, len(rows))
     settings = recipe.evaluate
-    said = client.ask(base_url, name, _asked(model, rows), settings.max_tokens, settings.concurrency, progress.one)
+    asked = _asked(model, rows)
+    said = client.ask(
+        base_url, name, asked, settings.max_tokens, settings.concurrency, progress.one, template=prompts.TEMPLATE
+    )
     refused = [answer for answer in said if answer.finish_reason == "refused"]
     if refused:
         say(f"evaluate: {name} refused {len(refused)} of {len(rows)} questions, counted as wrong: {refused[0].error}")

@@ -78,27 +78,12 @@ def _watch(recipe: Recipe, teacher: Path, url: str, todo: list[dict[str, Any]]) 
 def _pipeline(recipe: Recipe, teacher: Path, url: str, todo: list[dict[str, Any]]) -> Any:
     """The lazy Ray Data pipeline: shards → vLLM engines → verdicts and commit, one block a shard."""
     import ray.data
-    from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+    from ray.data.llm import build_processor
 
     from serving import engine
 
     settings = recipe.generate
-    config = vLLMEngineProcessorConfig(
-        model_source=str(teacher.resolve()),
-        engine_kwargs=engine.engine_kwargs(
-            recipe.teacher.max_model_len, settings.max_num_seqs, recipe.teacher.dtype, teacher
-        ),
-        batch_size=settings.shard_rows,
-        max_concurrent_batches=max(2, -(-2 * settings.max_num_seqs // settings.shard_rows)),
-        concurrency=(settings.engines, settings.engines),
-        accelerator_type=None,
-        placement_group_config=engine.placement_group_config(),
-        runtime_env={"env_vars": engine.env_vars(settings.engines)},
-        should_continue_on_error=True,
-        chat_template_stage=False,
-        tokenize_stage=False,
-        detokenize_stage=False,
-    )
+    engines = engine.at_once(settings.engines, recipe.teacher.tensor_parallel)
     sampling = {"temperature": settings.temperature, "top_p": settings.top_p, "max_tokens": settings.max_tokens}
 
     def before(row: dict[str, Any]) -> dict[str, Any]:
@@ -111,7 +96,7 @@ def _pipeline(recipe: Recipe, teacher: Path, url: str, todo: list[dict[str, Any]
     def after(row: dict[str, Any]) -> dict[str, Any]:
         return {key: row.get(key) for key in (*shards.CARRIED, *shards.GENERATED)}
 
-    processor = build_processor(config, preprocess=before, postprocess=after)
+    processor = build_processor(config(recipe, teacher, engines), preprocess=before, postprocess=after)
     tables = [_table(shard) for shard in todo]
     options = {"max_tokens": settings.max_tokens, "url": url}
     return processor(ray.data.from_arrow(tables)).map_batches(
@@ -120,6 +105,31 @@ def _pipeline(recipe: Recipe, teacher: Path, url: str, todo: list[dict[str, Any]
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=0.5,
+    )
+
+
+def config(recipe: Recipe, teacher: Path, engines: int, gpu: bool | None = None) -> Any:
+    """Ray Data's settings of the engine stage; for `gpu` see serving.engine."""
+    from ray.data.llm import vLLMEngineProcessorConfig
+
+    from serving import engine
+
+    settings, asked = recipe.generate, recipe.teacher
+    return vLLMEngineProcessorConfig(
+        model_source=str(teacher.resolve()),
+        engine_kwargs=engine.engine_kwargs(
+            asked.max_model_len, settings.max_num_seqs, asked.dtype, teacher, asked.tensor_parallel, gpu
+        ),
+        batch_size=settings.shard_rows,
+        max_concurrent_batches=max(2, -(-2 * settings.max_num_seqs // settings.shard_rows)),
+        concurrency=(engines, engines),
+        accelerator_type=None,
+        placement_group_config=engine.placement_group_config(gpu),
+        runtime_env={"env_vars": engine.env_vars(engines, gpu)},
+        should_continue_on_error=True,
+        chat_template_stage=False,
+        tokenize_stage=False,
+        detokenize_stage=False,
     )
 
 

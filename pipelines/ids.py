@@ -8,7 +8,7 @@ from typing import Any
 
 from cluster import storage
 from cluster.artifacts import Artifact, digest_of
-from pipelines import models, prepare
+from pipelines import lm_tasks, models, prepare
 from pipelines.recipe import Recipe, Student, objective_of
 
 FORMATS = {"prune": 1, "generate": 1, "train": 1, "evaluate": 1}
@@ -58,7 +58,8 @@ class Shaped:
     def evaluate(self, made: Artifact | None, data: Artifact) -> dict[str, Any]:
         """Suites and answer length; the model and the test rows."""
         part = self.recipe.evaluate.model_dump(exclude={"concurrency", "bootstrap", "lm_eval"}) | self._engine()
-        files = {str(task): digest_of(Path(task).parent) for task in self.recipe.evaluate.lm_eval if "/" in task}
+        names = [lm_tasks.named(task)[0] for task in self.recipe.evaluate.lm_eval]
+        files = {name: digest_of(Path(name).parent) for name in names if "/" in name}
         part["lm_eval"] = [task.rsplit("/", 1)[-1] for task in self.recipe.evaluate.lm_eval]
         digests = {name.rsplit("/", 1)[-1]: digest for name, digest in files.items()}
         inputs = [data] if made is None else [made, data]

@@ -137,7 +137,7 @@ def _run(model: Any, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
 
     def seen(state: Tensor) -> None:
         nonlocal before
-        unit = nn.functional.normalize(state.double(), dim=-1)
+        unit = nn.functional.normalize(state.to(device).double(), dim=-1)  # blocks may be on several GPUs
         last.append(unit[torch.arange(len(rows), device=device), lengths - 1])
         if before is not None:  # |u − v|² / 2 = 1 − cos, without the cancellation
             lost.append(((unit - before).square().sum(-1) / 2)[mask].sum())

@@ -1,11 +1,15 @@
 """lm-eval tasks, asked of an endpoint: what is scored is what is served."""
 
 import contextlib
+import functools
 import io
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from pipelines import prompts
 
 TABLES = ("results", "versions", "n-samples", "n-shot", "higher_is_better")
 BATCH = 8  # prompts a request; lm-eval waits for all of them
@@ -14,7 +18,8 @@ BATCH = 8  # prompts a request; lm-eval waits for all of them
 def run(
     base_url: str, name: str, model: Path, tasks: tuple[str, ...], limit: int | None, concurrency: int, max_length: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Scores of model `name` on `tasks` (lm-eval names or YAML files), and lm-eval's own result tables.
+    """Scores of model `name` on `tasks` (lm-eval names or YAML files, each with `:n` for n examples before the
+    question, else as many as the task itself says), and lm-eval's own result tables.
 
     `limit` items of each task at most; `max_length` in tokens. The chat template is applied where the
     tokenizer in `model` has one. Files need no network; named tasks fetch their data from the hub.
@@ -26,7 +31,7 @@ def run(
 
     with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
         asked, chat = served(base_url, name, model, concurrency, max_length)
-        loaded = _load(tasks)
+        loaded = load(tasks)
         try:
             found = evaluator.evaluate(
                 lm=asked, task_dict=loaded, limit=limit, apply_chat_template=chat, log_samples=False
@@ -54,6 +59,8 @@ def served(base_url: str, name: str, model: Path, concurrency: int, max_length: 
         max_length=max_length,
         max_retries=5,
     )
+    if chat:
+        asked.tokenizer.apply_chat_template = functools.partial(asked.tokenizer.apply_chat_template, **prompts.TEMPLATE)
     return asked, chat
 
 
@@ -76,21 +83,49 @@ def rows(tables: dict[str, Any]) -> list[dict[str, Any]]:
     return made
 
 
-def _load(tasks: tuple[str, ...]) -> Any:
-    """lm-eval's task objects. Its index of some ten thousand task files is read only where a name needs it."""
+def named(asked: str) -> tuple[str, int | None]:
+    """A recipe's word for a task, taken apart: `arc_challenge:25` → ("arc_challenge", 25); no number: None."""
+    name, _, shots = asked.rpartition(":")
+    return (name, int(shots)) if name and shots.isdecimal() else (asked, None)
+
+
+def load(tasks: Sequence[str]) -> Any:
+    """lm-eval's task objects, each with its number of examples set. Its index of some ten thousand task files
+    is read only where a name needs it.
+
+    Raises ValueError for a task that there is not, one that is asked for twice, and examples it cannot show."""
     from lm_eval.tasks import TaskManager
 
-    files = [task for task in tasks if task.endswith((".yaml", ".yml"))]
+    asked = [named(task) for task in tasks]
+    files = [name for name, _ in asked if name.endswith((".yaml", ".yml"))]
     for file in files:
         if not Path(file).is_file():
             raise ValueError(f"lm-eval task file {file!r} does not exist")
     manager = TaskManager(include_defaults=len(files) < len(tasks), metadata={})
-    try:
-        loaded = manager.load(list(tasks))
-    except KeyError as error:
-        raise ValueError(f"{error.args[0]}; `lm-eval ls tasks` lists the names") from error
-    for task in loaded["tasks"].values():
-        if task.get_config("num_fewshot") is None:
-            task.set_config(key="num_fewshot", value=0)
-        task.set_fewshot_seed(seed=1234)
-    return loaded
+    whole: dict[str, dict[str, Any]] = {"tasks": {}, "groups": {}, "group_map": {}}
+    for name, shots in asked:  # one by one: of a group's or tag's tasks, each has the number asked for the group
+        try:
+            found = manager.load([name])
+        except KeyError as error:
+            raise ValueError(f"{error.args[0]}; `lm-eval ls tasks` lists the names") from error
+        for leaf, task in found["tasks"].items():
+            if leaf in whole["tasks"]:
+                raise ValueError(f"evaluate.lm_eval asks for {leaf!r} twice; a task has one number of examples")
+            _show_examples(leaf, task, shots)
+        for kind, members in whole.items():
+            members.update(found.get(kind, {}))
+    return whole
+
+
+def _show_examples(name: str, task: Any, shots: int | None) -> None:
+    """Set how many examples `task` shows: `shots`, else its own number, else none."""
+    own = task.get_config("num_fewshot")
+    if shots and own == 0:
+        raise ValueError(f"evaluate.lm_eval: {name} is to be asked without examples; leave `:{shots}` out")
+    settings = getattr(task, "fewshot_cfg", None)  # tasks written in Python have none
+    source = settings is not None and (settings.split or settings.samples)
+    if shots and not (source or task.has_training_docs() or task.has_validation_docs()):
+        # lm-eval would take them from the test rows, the question itself among them
+        raise ValueError(f"evaluate.lm_eval: {name} has no rows to take {shots} examples from (fewshot_split)")
+    task.set_config(key="num_fewshot", value=(own or 0) if shots is None else shots)
+    task.set_fewshot_seed(seed=1234)

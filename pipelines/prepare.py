@@ -23,7 +23,7 @@ def prepare(recipe: Recipe, out: Path) -> dict[str, Any]:
     found: list[Record] = []
     bad: list[BadRow] = []
     for dataset in recipe.dataset:
-        good, refused = _tiny(dataset, recipe.seed) if dataset.source == "tiny-tasks" else _files(dataset)
+        good, refused = read(dataset, recipe.seed)
         if len(refused) > dataset.max_bad_rows:
             first = refused[0]
             raise ValueError(
@@ -47,7 +47,12 @@ def prepare(recipe: Recipe, out: Path) -> dict[str, Any]:
 
 def sources(recipe: Recipe) -> list[str]:
     """The external files that the data sets read: their content shapes the artifact."""
-    return [url for dataset in recipe.dataset for _, url in _urls(dataset)]
+    return [url for dataset in recipe.dataset for _, url in urls(dataset)]
+
+
+def read(dataset: Dataset, seed: int) -> tuple[list[Record], list[BadRow]]:
+    """The records of one data set, and the rows that could not be read. Raises ValueError for a missing file."""
+    return _tiny(dataset, seed) if dataset.source == "tiny-tasks" else _files(dataset)
 
 
 def _tiny(dataset: Dataset, seed: int) -> tuple[list[Record], list[BadRow]]:
@@ -76,7 +81,7 @@ def _share(dataset: Dataset, index: int) -> int:
     return rows // n + (index < rows % n)
 
 
-def _urls(dataset: Dataset) -> list[tuple[str, str]]:
+def urls(dataset: Dataset) -> list[tuple[str, str]]:
     """(split, file) of a data set that reads files."""
     if dataset.source == "tiny-tasks":
         return []
@@ -90,7 +95,7 @@ def _files(dataset: Dataset) -> tuple[list[Record], list[BadRow]]:
         dataset = dataset.model_copy(update={"format": "gsm8k"})
     good: list[Record] = []
     bad: list[BadRow] = []
-    for split, url in _urls(dataset):
+    for split, url in urls(dataset):
         limit = dataset.rows if split == "train" else dataset.test_rows
         rows, refused = records.read(dataset, url, split, limit)
         if not rows and not refused:

@@ -13,6 +13,10 @@ REWRITE = (
 )
 EXPLAIN = "Explain how to answer the question, then give the answer.\n\nQuestion: {question}"
 
+# Reasoning models (Qwen3) would else think aloud: targets, calibration and scores are of the plain answer.
+# Templates without such a switch ignore it.
+TEMPLATE = {"enable_thinking": False}
+
 Message = dict[str, str]
 
 
@@ -40,5 +44,5 @@ def text(tokenizer: Any, messages: list[Message]) -> str:
     """`messages` as the text before the assistant's turn; a tokenizer without chat template gets the
     plain contents, blank-line separated, so that base models work on plain prompts."""
     if tokenizer.chat_template:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **TEMPLATE)
     return "\n\n".join(message["content"] for message in messages) + "\n\n"

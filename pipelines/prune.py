@@ -26,19 +26,15 @@ def check(recipe: Recipe, teacher: Path) -> None:
     """Raise ValueError where `prune.layers` does not fit the teacher, or it cannot be pruned at all.
 
     Reads its config.json alone, so that a run can be refused before anything starts."""
-    file = teacher / "config.json"
-    if not file.exists():
-        raise ValueError(f"teacher.model: no config.json in {teacher}; give a Hugging Face checkpoint directory")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"teacher.model: {file} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"teacher.model: {file} is not a JSON object")
+    check_config(recipe, models.configuration(teacher), str(teacher / "config.json"))
+
+
+def check_config(recipe: Recipe, config: dict[str, Any], where: str) -> None:
+    """The same for the content of a config.json; `where` names it."""
     text = config.get("text_config") or config
     depth = next((text[key] for key in DEPTHS if isinstance(text.get(key), int)), None)
     if depth is None:
-        raise ValueError(f"teacher.model: {file} does not say how many layers there are (num_hidden_layers)")
+        raise ValueError(f"teacher.model: {where} does not say how many layers there are (num_hidden_layers)")
     if "quantization_config" in config:
         raise ValueError(
             "teacher.model is a quantized checkpoint; give the unquantized one, students are trained from it"
@@ -54,8 +50,7 @@ def measure(recipe: Recipe, teacher: Path, questions: list[str]) -> Importance:
     from pipelines import layers
 
     texts = _calibration(recipe, AutoTokenizer.from_pretrained(teacher, trust_remote_code=False), questions)
-    gpu = torch.cuda.is_available()
-    model = _load(teacher, torch.bfloat16 if gpu else torch.float32)
+    model = _placed(teacher)
     said = time.monotonic()
 
     def progress(done: int, total: int) -> None:
@@ -64,7 +59,11 @@ def measure(recipe: Recipe, teacher: Path, questions: list[str]) -> Importance:
             said = time.monotonic()
             say(f"prune: measured {done:,} of {total:,} texts")
 
-    return layers.measure(model.to("cuda") if gpu else model, texts, progress=progress)
+    try:
+        return layers.measure(model, texts, progress=progress)
+    finally:
+        del model
+        torch.cuda.empty_cache()  # what the allocator keeps, an engine on this GPU would miss at its start
 
 
 def prune(recipe: Recipe, method: str, teacher: Path, importance: Importance, out: Path) -> dict[str, Any]:
@@ -130,10 +129,24 @@ def _calibration(recipe: Recipe, tokenizer: Any, questions: Sequence[str]) -> li
     return texts
 
 
-def _load(teacher: Path, dtype: Any) -> Any:
+def _placed(teacher: Path) -> Any:
+    """The teacher to be measured: fp32 on the CPU; bf16 on one GPU, or on all where one cannot hold it."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return _load(teacher, torch.float32)
+    free, _ = torch.cuda.mem_get_info()
+    needed = sum(file.stat().st_size for file in teacher.glob("*.safetensors"))
+    spread = needed > 0.9 * free and torch.cuda.device_count() > 1
+    return _load(teacher, torch.bfloat16, device_map="auto") if spread else _load(teacher, torch.bfloat16).to("cuda")
+
+
+def _load(teacher: Path, dtype: Any, **where: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(teacher, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+    return AutoModelForCausalLM.from_pretrained(
+        teacher, dtype=dtype, use_safetensors=True, trust_remote_code=False, **where
+    )
 
 
 def _parameters(model: Any) -> int:

@@ -31,6 +31,7 @@ class Teacher(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Engine weights; auto: fp32 on CPU, bf16 on GPU"
     )
+    tensor_parallel: int = Field(1, ge=1, description="GPUs that an engine's weights are split over; CPUs: no effect")
 
 
 class Dataset(Section):
@@ -68,7 +69,9 @@ class Generate(Section):
     temperature: float = Field(0.0, ge=0, description="0 is greedy")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling")
     max_tokens: int = Field(256, ge=1, description="Longest rewrite in tokens")
-    engines: int = Field(1, ge=1, description="vLLM engines, one a GPU (or, without GPUs, one process)")
+    engines: int = Field(
+        1, ge=1, description="vLLM engines, each on tensor_parallel GPUs (or, without GPUs, one process)"
+    )
     max_num_seqs: int = Field(64, ge=1, description="Rows an engine works on at once")
     shard_rows: int = Field(128, ge=1, le=4096, description="Rows a committed Parquet shard")
 
@@ -103,7 +106,9 @@ class Serve(Section):
 class Evaluate(Section):
     max_tokens: int = Field(256, ge=1, description="Longest answer in tokens")
     concurrency: int = Field(64, ge=1, description="Requests in flight")
-    lm_eval: tuple[str, ...] = Field((), description="lm-eval tasks: names, or YAML files beside the recipe")
+    lm_eval: tuple[str, ...] = Field(
+        (), description="lm-eval tasks: names, or YAML files beside the recipe; `:5` after one shows five examples"
+    )
     lm_eval_limit: int | None = Field(None, ge=1, description="Items of each lm-eval task")
     bootstrap: int = Field(2000, ge=100, description="Resamples of the paired bootstrap")
 
@@ -112,6 +117,9 @@ class Cluster(Section):
     address: str = Field("local", description="`local`: a private cluster; else the address of a running one")
     workers: int = Field(2, ge=1, description="Training workers (FSDP2 ranks)")
     cpus: int | None = Field(None, ge=1, description="Logical CPUs of a private cluster; None: enough for the stages")
+    gpu: Literal["A100-40GB", "A100-80GB", "L40S-48GB", "H100-80GB", "H200-141GB"] | None = Field(
+        None, description="The cluster's GPU, for --plan alone; None: memory without a limit, no hours"
+    )
 
 
 class Recipe(Section):

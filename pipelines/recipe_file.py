@@ -1,6 +1,7 @@
 """From a TOML file (or a packaged recipe's name) and overrides to a `Recipe`, with errors a person can act on."""
 
 import difflib
+import re
 import tomllib
 import typing
 from pathlib import Path
@@ -147,6 +148,7 @@ def _anchor(content: dict[str, Any], folder: Path) -> None:
                 dataset[key] = dataset[key] if named else anchored(dataset[key], always=True)
     tasks = content.get("evaluate", {}).get("lm_eval", []) if isinstance(content.get("evaluate"), dict) else []
     if isinstance(tasks, list) and tasks:
+        # a number of examples may follow the name: tasks/mine.yaml:5
         content["evaluate"]["lm_eval"] = [
-            anchored(task, always=str(task).endswith((".yaml", ".yml"))) for task in tasks
+            anchored(task, always=bool(re.search(r"\.ya?ml(:\d+)?$", str(task)))) for task in tasks
         ]

@@ -64,9 +64,12 @@ def servable(recipe: Recipe, only: list[str]) -> dict[str, Path]:
 def check(recipe: Recipe) -> None:
     """Cheap refusals before dear work. Raises BadInput."""
     from pipelines import prune
+    from serving import engine
 
     try:
-        prune.check(recipe, models.resolve(recipe.teacher.model))
+        teacher = models.resolve(recipe.teacher.model)
+        prune.check(recipe, teacher)
+        engine.check_split(models.configuration(teacher), recipe.teacher.tensor_parallel)
     except ValueError as error:
         raise BadInput(str(error)) from error
 

@@ -177,7 +177,8 @@ def _drop_torn(run: Path) -> None:
 
 
 def _dress(recipe: Recipe, student: Student, pruned: Path, summary: dict[str, Any], model: Path) -> None:
-    """Put tokenizer, generation settings, licence and card beside the trained weights."""
+    """Put tokenizer, generation settings, licence and card beside the trained weights, and licence and card
+    beside the adapter."""
     from transformers import AutoTokenizer
 
     AutoTokenizer.from_pretrained(pruned, local_files_only=True).save_pretrained(model)
@@ -185,13 +186,17 @@ def _dress(recipe: Recipe, student: Student, pruned: Path, summary: dict[str, An
         models.readable(folder)
     if (pruned / "generation_config.json").exists():
         shutil.copyfile(pruned / "generation_config.json", model / "generation_config.json")
-    cards.copy_licences(pruned, model)
     how = {"objective": objective_of(student.name), **student.model_dump(exclude={"name", "seed"}), **summary}
     facts = {name.replace("_", " "): value for name, value in how.items()}
     base = recipe.teacher.model.partition("@")[0]
     base = base if base.count("/") == 1 and not base.startswith((".", "~", "/")) else Path(base).name
     title = f"{base}, pruned and trained ({student.name})"
-    (model / "README.md").write_text(cards.card(title, base, facts, cards.licence(pruned)), encoding="utf8")
+    made = {model: (title, "transformers"), model.with_name("adapter"): (f"{title}: its LoRA adapter", "peft")}
+    for folder, (name, library) in made.items():
+        if folder.exists():  # an adapter is derived from the teacher as well, and may be passed on alone
+            cards.copy_licences(pruned, folder)
+            text = cards.card(name, base, facts, cards.licence(pruned), library)
+            (folder / "README.md").write_text(text, encoding="utf8")
 
 
 def _summary(student: Student, out: Path) -> dict[str, Any]:

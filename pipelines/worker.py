@@ -74,7 +74,11 @@ def load(pruned: str, student: Student, seed: int) -> Any:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(pruned, dtype="auto", local_files_only=True)
+    return adapted(AutoModelForCausalLM.from_pretrained(pruned, dtype="auto", local_files_only=True), student, seed)
+
+
+def adapted(model: Any, student: Student, seed: int) -> Any:
+    """`model` with fresh adapters on every linear map of its blocks, where the student asks for LoRA."""
     if not student.lora_rank:
         return model
     from peft import LoraConfig, get_peft_model

@@ -19,7 +19,7 @@ class LocalModel(CallbackBase):
         self.ctx.run_init_node = False
 
 
-def build(models: dict[str, Path], max_model_len: int, max_num_seqs: int, dtype: str) -> Any:
+def build(models: dict[str, Path], max_model_len: int, max_num_seqs: int, dtype: str, tensor_parallel: int = 1) -> Any:
     """A Serve application with one engine a model; the keys of `models` are the names clients ask for.
 
     Like `build_openai_app`, but browsers of other origins are not let in (it allows every origin, with
@@ -29,7 +29,8 @@ def build(models: dict[str, Path], max_model_len: int, max_num_seqs: int, dtype:
     from ray.serve.llm import build_llm_deployment
     from ray.serve.llm.ingress import OpenAiIngress, make_fastapi_ingress
 
-    configs = [_config(name, path, max_model_len, max_num_seqs, dtype) for name, path in models.items()]
+    lengths = (max_model_len, max_num_seqs, dtype, tensor_parallel)
+    configs = [config(name, path, *lengths) for name, path in models.items()]
     ingress = make_fastapi_ingress(OpenAiIngress, app=_closed_fastapi())
     deployment: Any = serve.deployment(
         ingress,
@@ -44,15 +45,26 @@ def build(models: dict[str, Path], max_model_len: int, max_num_seqs: int, dtype:
     )
 
 
-def _config(name: str, path: Path, max_model_len: int, max_num_seqs: int, dtype: str) -> Any:
+def config(
+    name: str,
+    path: Path,
+    max_model_len: int,
+    max_num_seqs: int,
+    dtype: str,
+    tensor_parallel: int = 1,
+    gpu: bool | None = None,
+) -> Any:
+    """The settings of one model's engine and deployment; for `gpu` see serving.engine."""
     from ray.serve.llm import LLMConfig
+
+    asked = engine.engine_kwargs(max_model_len, max_num_seqs, dtype, path, tensor_parallel, gpu)
 
     return LLMConfig(
         model_loading_config={"model_id": name, "model_source": str(path.resolve())},
-        engine_kwargs=engine.engine_kwargs(max_model_len, max_num_seqs, dtype, path) | {"disable_log_stats": True},
-        placement_group_config=engine.placement_group_config(),
+        engine_kwargs=asked | {"disable_log_stats": True},
+        placement_group_config=engine.placement_group_config(gpu),
         # All cores to each engine: evaluation asks one model at a time.
-        runtime_env={"env_vars": engine.env_vars()},
+        runtime_env={"env_vars": engine.env_vars(gpu=gpu)},
         # Tokens are sent on after this long; the default of 50 ms spoils the time to the first token.
         experimental_configs={"stream_batching_interval_ms": 5},
         log_engine_metrics=False,

@@ -29,22 +29,24 @@ def ask(
     done: Callable[[Answer], None] | None = None,
     temperature: float = 0.0,
     retries: int = 8,
+    template: dict[str, Any] | None = None,
 ) -> list[Answer]:
-    """One answer a prompt, in order. A prompt that is a list of messages goes to chat, a text to completions.
+    """One answer a prompt, in order. A prompt that is a list of messages goes to chat, a text to completions;
+    `template` is handed to the server's chat template.
 
     429, 5xx and lost connections are tried again `retries` times, with growing pauses (about half a minute in
     all); `done` is called as each answer comes. Raises RuntimeError where the endpoint stays away."""
-    return asyncio.run(_ask(base_url, model, prompts, max_tokens, concurrency, done, temperature, retries))
+    settings: dict[str, Any] = {"model": model, "max_tokens": max_tokens, "temperature": temperature}
+    return asyncio.run(_ask(base_url, prompts, settings, template, concurrency, done, retries))
 
 
 async def _ask(
     base_url: str,
-    model: str,
     prompts: Sequence[Prompt],
-    max_tokens: int,
+    settings: dict[str, Any],
+    template: dict[str, Any] | None,
     concurrency: int,
     done: Callable[[Answer], None] | None,
-    temperature: float,
     retries: int,
 ) -> list[Answer]:
     import openai
@@ -54,7 +56,7 @@ async def _ask(
 
     async def worker(client: Any) -> None:
         for place, prompt in waiting:
-            answers[place] = answer = await _one(client, model, prompt, max_tokens, temperature)
+            answers[place] = answer = await _one(client, prompt, settings, template)
             if done:
                 done(answer)
 
@@ -65,19 +67,19 @@ async def _ask(
                     group.create_task(worker(client))
         except* (openai.APIConnectionError, openai.APIStatusError) as failed:
             first = failed.exceptions[0]
-            raise RuntimeError(f"{base_url} no longer answers for model {model}: {first}") from first
+            raise RuntimeError(f"{base_url} no longer answers for model {settings['model']}: {first}") from first
     return [answer for answer in answers if answer is not None]
 
 
-async def _one(client: Any, model: str, prompt: Prompt, max_tokens: int, temperature: float) -> Answer:
+async def _one(client: Any, prompt: Prompt, settings: dict[str, Any], template: dict[str, Any] | None) -> Answer:
     import openai
 
-    asked: dict[str, Any] = {"model": model, "max_tokens": max_tokens, "temperature": temperature}
     try:
         if isinstance(prompt, str):
-            reply = await client.completions.create(prompt=prompt, **asked)
+            reply = await client.completions.create(prompt=prompt, **settings)
         else:
-            reply = await client.chat.completions.create(messages=prompt, **asked)
+            extra = {"chat_template_kwargs": template} if template else None
+            reply = await client.chat.completions.create(messages=prompt, extra_body=extra, **settings)
     except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
         return Answer("", 0, 0, "refused", str(error))
     choice = reply.choices[0]

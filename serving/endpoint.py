@@ -32,7 +32,9 @@ class Settings(Protocol):
 
 
 @contextmanager
-def endpoint(models: dict[str, Path], settings: Settings, max_model_len: int, dtype: str = "auto") -> Iterator[str]:
+def endpoint(
+    models: dict[str, Path], settings: Settings, max_model_len: int, dtype: str = "auto", tensor_parallel: int = 1
+) -> Iterator[str]:
     """Serve `models` ({name: checkpoint directory}) inside a Ray session; yields `http://host:port/v1` once
     every model answers, and shuts Serve down at the end.
 
@@ -48,7 +50,7 @@ def endpoint(models: dict[str, Path], settings: Settings, max_model_len: int, dt
         with _own_logging():
             from serving import app
 
-            application = app.build(models, max_model_len, settings.max_num_seqs, dtype)
+            application = app.build(models, max_model_len, settings.max_num_seqs, dtype, tensor_parallel)
         options = {"host": settings.host, "port": settings.port}
         serve.start(proxy_location="HeadOnly", http_options=options, logging_config=app.LOGGING)
         _run(application, list(models))
@@ -60,7 +62,9 @@ def endpoint(models: dict[str, Path], settings: Settings, max_model_len: int, dt
         serve.shutdown()
 
 
-def serve_forever(models: dict[str, Path], settings: Settings, max_model_len: int, dtype: str = "auto") -> None:
+def serve_forever(
+    models: dict[str, Path], settings: Settings, max_model_len: int, dtype: str = "auto", tensor_parallel: int = 1
+) -> None:
     """Serve until Ctrl-C or SIGTERM; prints the address and how to ask it. Once all is down, the
     KeyboardInterrupt goes on to the caller, or for SIGTERM a SystemExit(143)."""
 
@@ -70,7 +74,7 @@ def serve_forever(models: dict[str, Path], settings: Settings, max_model_len: in
     previous = signal.signal(signal.SIGTERM, terminated)  # Ray's own handler would leave with another status
     try:
         print(f"starting {len(models)} engine(s): {', '.join(models)} …", flush=True)
-        with endpoint(models, settings, max_model_len, dtype) as base_url:
+        with endpoint(models, settings, max_model_len, dtype, tensor_parallel) as base_url:
             print(how_to_ask(base_url, list(models)), flush=True)
             threading.Event().wait()
     finally:

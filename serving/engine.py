@@ -1,4 +1,6 @@
-"""How a vLLM engine is started, on a GPU or on CPU cores: the same settings for generation and for serving."""
+"""How a vLLM engine is started, on GPUs or on CPU cores: the same settings for generation and for serving.
+
+Where a function takes `gpu`, None asks the Ray session; True or False answers for a cluster that is not there."""
 
 import json
 import os
@@ -16,21 +18,46 @@ def has_gpu() -> bool:
     return ray.is_initialized() and ray.cluster_resources().get("GPU", 0) >= 1
 
 
-def at_once(wanted: int) -> int:
-    """How many engines may be up together: as many as `wanted`, but on a GPU cluster one a GPU."""
+def at_once(wanted: int, tensor_parallel: int = 1) -> int:
+    """How many engines may be up together: as many as `wanted`, but on a GPU cluster no more than its GPUs
+    carry. Raises RuntimeError where they do not carry one."""
     import ray
 
-    return min(wanted, int(ray.cluster_resources()["GPU"])) if has_gpu() else wanted
+    if not has_gpu():
+        return wanted
+    gpus = int(ray.cluster_resources()["GPU"])
+    if gpus < tensor_parallel:
+        raise RuntimeError(f"teacher.tensor_parallel = {tensor_parallel}, but the cluster has {gpus} GPU(s)")
+    return min(wanted, gpus // tensor_parallel)
 
 
-def engine_kwargs(max_model_len: int, max_num_seqs: int, dtype: str, model: Path | None = None) -> dict[str, Any]:
+def check_split(config: dict[str, Any], tensor_parallel: int) -> None:
+    """Raise ValueError where vLLM cannot split a model with that config.json over so many GPUs: query heads are
+    shared out evenly, and key heads either that, or copied evenly."""
+    heads = config.get("num_attention_heads", tensor_parallel)
+    keys = config.get("num_key_value_heads") or heads
+    if heads % tensor_parallel or (keys % tensor_parallel and tensor_parallel % keys):
+        raise ValueError(
+            f"teacher.tensor_parallel = {tensor_parallel}, but the teacher's {heads} attention heads ({keys} of keys) "
+            "cannot be shared out evenly; choose a divisor, mostly 1, 2, 4 or 8"
+        )
+
+
+def engine_kwargs(
+    max_model_len: int,
+    max_num_seqs: int,
+    dtype: str,
+    model: Path | None = None,
+    tensor_parallel: int = 1,
+    gpu: bool | None = None,
+) -> dict[str, Any]:
     """Arguments of vLLM's engine. Lengths are in tokens; `dtype` "auto" is the checkpoint's own on a GPU
     and float32 on CPU. On CPU nothing is compiled (a user's machine may have no C++ compiler) and the
     KV cache gets a stated size, scaled to `model` where it is given: unstated, an engine takes a share of
-    all memory and a second one may refuse to start."""
+    all memory and a second one may refuse to start. `tensor_parallel` GPUs share the weights; CPUs never do."""
     common: dict[str, Any] = {"max_model_len": max_model_len, "max_num_seqs": max_num_seqs}
-    if has_gpu():
-        return common | {"dtype": dtype}
+    if has_gpu() if gpu is None else gpu:
+        return common | {"dtype": dtype, "tensor_parallel_size": tensor_parallel}
     space = kv_cache_bytes(model, max_model_len, max_num_seqs) if model else 128 << 20
     precise = "float32" if dtype == "auto" else dtype
     return common | {"dtype": precise, "enforce_eager": True, "kv_cache_memory_bytes": space}
@@ -50,12 +77,12 @@ def kv_cache_bytes(model: Path, max_model_len: int, max_num_seqs: int) -> int:
     return max(2 * sequence, min(max(sequence * max_num_seqs // 4, 128 << 20), 4 * GIB))
 
 
-def placement_group_config() -> dict[str, Any] | None:
-    """Ray resources of one engine: None (a GPU each) on a GPU cluster, a share of a CPU without one."""
-    return None if has_gpu() else {"bundles": [{"CPU": CPU_BUNDLE}]}
+def placement_group_config(gpu: bool | None = None) -> dict[str, Any] | None:
+    """Ray resources of one engine: None (a GPU for each part of it) on a GPU cluster, a share of a CPU without one."""
+    return None if (has_gpu() if gpu is None else gpu) else {"bundles": [{"CPU": CPU_BUNDLE}]}
 
 
-def env_vars(engines: int = 1) -> dict[str, str]:
+def env_vars(engines: int = 1, gpu: bool | None = None) -> dict[str, str]:
     """Environment of an engine's processes, `engines` of which share a machine. No prompt is logged, nothing
     is reported home, and the hub is not asked: models are local directories.
 
@@ -68,7 +95,7 @@ def env_vars(engines: int = 1) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    if has_gpu():
+    if has_gpu() if gpu is None else gpu:
         return quiet
     threads = max(1, len(os.sched_getaffinity(0)) // engines)
     return quiet | {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads)}

@@ -68,6 +68,8 @@ class Asked(BaseHTTPRequestHandler):
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     home = tiny.model_dir(tmp_path_factory.mktemp("small"), layers=2)
     (home / "pytorch_model.bin").write_bytes(b"a pickle")
+    for terms in ("LICENSE", "USE_POLICY.md"):
+        (home / terms).write_text(f"the {terms} of small")
     (home / "modeling_small.py").write_text("raise SystemExit('remote code was run')")
     server = Hub(home)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -88,6 +90,7 @@ def test_a_pinned_revision_comes_whole_and_without_code_or_pickles(hub: Hub, tmp
     assert found.name == SHA["v1"], "the revision asked for"
     names = {file.name for file in found.iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"} <= names
+    assert {"LICENSE", "USE_POLICY.md"} <= names, "the teacher's terms go with it"
     assert not names & {"pytorch_model.bin", "modeling_small.py"}
     for name in names:
         assert (found / name).read_bytes() == (hub.home / name).read_bytes()
@@ -97,7 +100,22 @@ def test_a_pinned_revision_comes_whole_and_without_code_or_pickles(hub: Hub, tmp
     assert sum(path.startswith("GET /acme") for path in hub.paths) == fetched, "what is there is not fetched twice"
 
 
-def test_the_plan_reads_a_hub_model(hub: Hub, tmp_path: Path) -> None:
+def test_a_plan_fetches_the_config_alone(hub: Hub, tmp_path: Path) -> None:
+    before = len(hub.paths)
+    words = ("run", "quickstart", "--plan", "--json", f"run_dir={tmp_path / 'run'}")
+    done = call(hub, tmp_path, "-m", "pipelines.cli", *words, "teacher.model=acme/small", "prune.layers=1")
+    assert done.returncode == 0, done.stderr
+    made = json.loads(done.stdout)
+    assert (made["teacher"]["from"], made["teacher"]["layers"]) == ("the hub", 2)
+    fetched = {path.split("?")[0].rsplit("/", 1)[-1] for path in hub.paths[before:] if "/resolve/" in path}
+    assert fetched == {"config.json"}
+    again = call(hub, tmp_path, "-m", "pipelines.cli", *words, "teacher.model=acme/small", "prune.layers=1")
+    assert json.loads(again.stdout)["teacher"]["from"] == "the hub's local cache"
+    missing = call(hub, tmp_path, "-m", "pipelines.cli", *words, "teacher.model=acme/large")
+    assert missing.returncode == 2 and "no packaged architecture" in missing.stderr, missing.stderr
+
+
+def test_a_run_reads_a_hub_model(hub: Hub, tmp_path: Path) -> None:
     words = ("run", "quickstart", "teacher.model=acme/small", "--until", "prune", f"run_dir={tmp_path / 'run'}")
     done = call(hub, tmp_path, "-m", "pipelines.cli", *words)
     assert done.returncode == 2 and "choose 1 to 1" in done.stderr, "its config was read: two layers, two to remove"
@@ -112,5 +130,13 @@ def test_what_the_hub_does_not_have_is_bad_input(hub: Hub, tmp_path: Path, model
 def test_no_hub_in_reach_is_bad_input(hub: Hub, tmp_path: Path) -> None:
     environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
     words = [sys.executable, "-m", "pipelines.cli", "run", "quickstart", "teacher.model=acme/small"]
-    done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False, timeout=120)
-    assert done.returncode == 2 and "acme/small" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    for more in ([], ["--plan"]):
+        done = subprocess.run(
+            [*words, *more], capture_output=True, text=True, env=environment, check=False, timeout=120
+        )
+        assert done.returncode == 2 and "acme/small" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    words[-1] = "teacher.model=qwen/qwen3-8b"
+    known = subprocess.run(
+        [*words, "--plan"], capture_output=True, text=True, env=environment, check=False, timeout=120
+    )
+    assert known.returncode == 0 and "8,190,735,360" in known.stdout, known.stderr

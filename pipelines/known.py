@@ -1,0 +1,82 @@
+"""What a plan is worked out from: the recipe, the teacher's shape, the GPU, the assumptions, the rows."""
+
+from typing import NamedTuple
+
+from pipelines import amounts, architecture, gpus, models, prune
+from pipelines.amounts import Amount
+from pipelines.architecture import BYTES, Architecture
+from pipelines.assumptions import Assumptions
+from pipelines.recipe import Recipe, Student, objective_of
+from pipelines.recipe_file import BadInput
+
+
+class Known(NamedTuple):
+    """The facts behind a plan, and what follows from them at once."""
+
+    recipe: Recipe
+    teacher: Architecture
+    source: models.Described
+    gpu: gpus.Gpu | None
+    assumed: Assumptions
+    rows: list[Amount]
+
+    @property
+    def kept(self) -> int:
+        """Blocks of a student."""
+        return self.teacher.layers - self.recipe.prune.layers
+
+    @property
+    def width(self) -> int:
+        """Bytes of a weight in an engine: fp32 on CPUs, the checkpoint's own on GPUs, unless the recipe says."""
+        dtype = self.recipe.teacher.dtype
+        return BYTES[(self.teacher.dtype if self.gpu else "float32") if dtype == "auto" else dtype]
+
+    @property
+    def students(self) -> list[Student]:
+        """Those that are trained."""
+        return [s for s in self.recipe.student if objective_of(s.name) != "none"]
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether the teacher writes targets."""
+        return any(objective_of(s.name) == "sdd" for s in self.students)
+
+    @property
+    def cuts(self) -> list[str]:
+        """The ways to cut, the one that students start from first."""
+        return list(dict.fromkeys((self.recipe.prune.method, *self.recipe.prune.baselines)))
+
+    @property
+    def scored(self) -> dict[str, int]:
+        """Name → blocks of every model that is evaluated, the teacher first."""
+        names = ["pruned", *self.cuts[1:], *(s.name for s in self.students)]
+        return {"teacher": self.teacher.layers, **dict.fromkeys(names, self.kept)}
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that the cluster must have: as many as the stage that holds the most."""
+        split = self.recipe.teacher.tensor_parallel
+        writing = self.recipe.generate.engines * split if self.rewrites else 1
+        return max(split, writing, self.recipe.cluster.workers if self.students else 1)
+
+    @property
+    def at_once(self) -> int:
+        """Models that are up at once during evaluation."""
+        wanted = min(self.recipe.serve.models_at_a_time, len(self.scored))
+        return max(1, min(wanted, self.gpus // self.recipe.teacher.tensor_parallel))
+
+
+def know(recipe: Recipe, assumed: Assumptions) -> Known:
+    """Gather what the plan of `recipe` rests on. Raises BadInput where the teacher or local data cannot be read."""
+    from serving import engine
+
+    try:
+        source = models.describe(recipe.teacher.model)
+        prune.check_config(recipe, source.config, source.where)
+        engine.check_split(source.config, recipe.teacher.tensor_parallel)
+        teacher = architecture.read(source.config, source.where)
+        rows = amounts.amounts(recipe, assumed)
+    except ValueError as error:
+        raise BadInput(str(error)) from error
+    gpu = gpus.GPUS[recipe.cluster.gpu] if recipe.cluster.gpu else None
+    return Known(recipe, teacher, source, gpu, assumed, rows)

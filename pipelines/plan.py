@@ -1,0 +1,80 @@
+"""`regrow run RECIPE --plan`: what a run would do, need and take. Reads a configuration, no weights; starts nothing.
+
+What is exact, computed and assumed stays apart: parameters are exact, memory follows from formulas (`memory`),
+hours from the assumptions (`assumptions`) that the plan prints with their values.
+"""
+
+from typing import Any
+
+from pipelines import known, plan_costs, plan_stages
+from pipelines.assumptions import Assumptions
+from pipelines.known import Known
+from pipelines.lm_sizes import SIZES
+from pipelines.lm_tasks import named
+from pipelines.memory import Memory
+from pipelines.recipe import Recipe
+from pipelines.work import Work
+
+
+def plan(recipe: Recipe, assumed: Assumptions, price: float | None = None) -> dict[str, Any]:
+    """The whole plan, as `--json` prints it. Memory in bytes, `price` in any currency for one GPU's hour.
+
+    Raises BadInput where the teacher's configuration or local data cannot be had."""
+    k = known.know(recipe, assumed)
+    t, memories, works = k.teacher, plan_costs.memories(k), plan_costs.workloads(k)
+    rows, why = plan_stages.stages(k)
+    return {
+        "recipe": recipe.name,
+        "teacher": {"model": recipe.teacher.model, "from": k.source.where, "family": t.family, "layers": t.layers}
+        | {"parameters": t.parameters()},
+        "pruned": {"removed": recipe.prune.layers, "layers": k.kept, "parameters": t.parameters(k.kept)},
+        "gpu": None if k.gpu is None else k.gpu._asdict(),
+        "data": [amount._asdict() for amount in k.rows],
+        "stages": rows,
+        "memory": [one.plain() for one in memories],
+        "host_memory": round(plan_costs.host(k)),
+        "work": [one.plain() for one in works],
+        "total": total(k, works, price),
+        "assumptions": [
+            {"name": name, "value": getattr(assumed, name), "about": field.description}
+            for name, field in Assumptions.model_fields.items()
+        ],
+        "notes": [*([why] if why else []), *notes(k, memories)],
+    }
+
+
+def total(k: Known, works: list[Work], price: float | None) -> dict[str, Any]:
+    """Hours and cost: of the GPUs while they work, and of a cluster that is held from the first stage to the last."""
+    made: dict[str, Any] = {"cluster_gpus": k.gpus, "hours": None, "gpu_hours": None, "gpu_hours_held": None}
+    made |= {"gpu_hour_price": price, "cost": None, "cost_held": None}
+    if k.gpu is None:
+        return made
+    hours, used = sum((w.seconds or 0) / 3600 for w in works), sum(w.gpu_hours or 0 for w in works)
+    made |= {"hours": round(hours, 2), "gpu_hours": round(used, 2), "gpu_hours_held": round(hours * k.gpus, 2)}
+    if price is not None:
+        made |= {"cost": round(used * price, 2), "cost_held": round(hours * k.gpus * price, 2)}
+    return made
+
+
+def notes(k: Known, memories: list[Memory]) -> list[str]:
+    """What a reader must know before believing the figures."""
+    found = [f"{m.what} does not fit on {k.gpu.name}: {m.advice}" for m in memories if k.gpu and m.fits is False]
+    if k.gpu is None:
+        found.append(
+            "no GPU is named (cluster.gpu), so memory has no limit and hours are left out; "
+            "training memory is that of a GPU in bf16"
+        )
+    elif k.source.folder is None:
+        found.append(f"the teacher's shape is that of {k.source.where}; the hub was not asked whether it changed")
+    guessed = [amount.name for amount in k.rows if amount.known != "counted"]
+    if guessed:
+        found.append(f"lengths of {', '.join(guessed)} are assumed, and where `rows` is not given their number too")
+    tasks = [named(task)[0] for task in k.recipe.evaluate.lm_eval]
+    if unknown := [task.rsplit("/", 1)[-1] for task in tasks if task not in SIZES]:
+        found.append(f"sizes of the lm-eval tasks {', '.join(unknown)} are assumed")
+    longest = max((a.question + a.reference for a in k.rows), default=0) + k.recipe.generate.max_tokens
+    if longest > k.recipe.teacher.max_model_len:
+        found.append(
+            f"teacher.max_model_len is less than a mean prompt and generate.max_tokens ({longest:,.0f} tokens)"
+        )
+    return found

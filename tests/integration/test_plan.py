@@ -1,0 +1,160 @@
+"""`regrow run RECIPE --plan` as its user meets it: fast, without weights or network, and nothing left behind."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines import assumptions, plan, recipe_file
+from pipelines.recipe_file import BadInput
+from tests import tiny
+
+Regrow = Callable[..., subprocess.CompletedProcess[str]]
+GPU = "cluster.gpu=H100-80GB"
+TINY = """
+name = "mine"
+[teacher]
+model = "teacher"
+[[dataset]]
+name = "sums"
+source = "rows.jsonl"
+[prune]
+layers = 1
+[[student]]
+name = "sdd"
+"""
+
+
+def planned(
+    recipe: str, *overrides: str, price: float | None = None, assume: list[str] | None = None
+) -> dict[str, Any]:
+    return plan.plan(recipe_file.load(recipe, overrides), assumptions.assumed(assume or []), price)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    tiny.model_dir(tmp_path / "teacher", layers=3)
+    rows = [{"question": f"{i} + 1 = ?   ", "answer": f"The answer is {i + 1}."} for i in range(5)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "mine.toml").write_text(TINY)
+    return tmp_path
+
+
+def test_the_papers_experiment(regrow: Regrow, tmp_path: Path) -> None:
+    done = regrow("run", "llama-3.1-8b-sdd", "--plan", "--gpu-hour-price", "3")
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    for said in ("8,030,261,248", "6,721,589,248", "16.30 %", "train-sdd", "fits", "train_mfu", "cost", "to do"):
+        assert said in done.stdout
+    assert not list(tmp_path.iterdir()), "a plan leaves nothing behind"
+
+
+def test_json_is_the_plan_and_only_that(regrow: Regrow) -> None:
+    done = regrow("run", "llama-3.1-70b-sdd", "--plan", "--json", "--assume", "train_mfu=0.2")
+    made = json.loads(done.stdout)
+    assert made == planned("llama-3.1-70b-sdd", assume=["train_mfu=0.2"])
+    assert {row["name"]: row["value"] for row in made["assumptions"]}["train_mfu"] == 0.2
+
+
+def test_a_plan_is_quick_and_imports_nothing_heavy() -> None:
+    heavy = "('torch', 'ray', 'vllm', 'transformers', 'lm_eval')"
+    code = (
+        "import sys, time; from pipelines import plan, plan_screen, assumptions, recipe_file;"
+        "plan_screen.show(plan.plan(recipe_file.load('llama-3.1-8b-sdd'), assumptions.assumed()));"
+        f"print(time.process_time(), *[m for m in {heavy} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, *loaded = done.stdout.splitlines()[-1].split()
+    assert not loaded and float(seconds) < 3, "of one core: the machine may be busy"
+
+
+@pytest.mark.parametrize("name", recipe_file.names())
+def test_every_recipe_has_a_plan(name: str) -> None:
+    made = planned(name)
+    assert made["pruned"]["parameters"] < made["teacher"]["parameters"]
+    assert made["stages"][0]["stage"] == "prepare" and made["stages"][-1]["stage"] == "report"
+    gpu = recipe_file.load(name).cluster.gpu
+    assert all(row["fits"] is (True if gpu else None) for row in made["memory"]), "a shipped recipe fits its GPU"
+    assert all((row["hours"] is not None) == bool(gpu) for row in made["work"])
+
+
+def test_more_gpus_take_less_of_each_and_hours_follow_assumptions() -> None:
+    two, eight = planned("llama-3.1-8b-sdd"), planned("llama-3.1-8b-sdd", "cluster.workers=8")
+
+    def training(made: dict[str, Any]) -> Any:
+        return next(row for row in made["memory"] if row["what"].startswith("train"))
+
+    assert training(two)["bytes"]["parameters"] == 4 * training(eight)["bytes"]["parameters"]
+    assert eight["total"]["cluster_gpus"] == 8
+    slow = planned("llama-3.1-8b-sdd", assume=["train_mfu=0.2", "start_minutes=0"])
+    fast = planned("llama-3.1-8b-sdd", assume=["train_mfu=0.4", "start_minutes=0"])
+    for a, b in zip(slow["work"], fast["work"], strict=True):
+        assert a["hours"] == pytest.approx(b["hours"] * (2 if a["stage"] == "train" else 1), abs=2e-4)
+
+
+def test_cost_is_price_times_gpu_hours() -> None:
+    made = planned("llama-3.1-8b-sdd", price=2.5)["total"]
+    assert made["cost"] == pytest.approx(2.5 * made["gpu_hours"], abs=0.02)
+    assert made["cost_held"] == pytest.approx(2.5 * made["hours"] * made["cluster_gpus"], abs=0.05)
+    assert made["cost"] < made["cost_held"]
+
+
+def test_what_does_not_fit_says_what_to_change() -> None:
+    made = planned("llama-3.1-70b-sdd", "teacher.tensor_parallel=1", "cluster.workers=2")
+    wrong = {row["what"] for row in made["memory"] if not row["fits"]}
+    assert {"generate: teacher", "train: sft, sdd"} <= wrong
+    assert any("generate: teacher does not fit" in note and "tensor_parallel" in note for note in made["notes"])
+
+
+def test_local_data_are_counted(home: Path) -> None:
+    made = planned(str(home / "mine.toml"), GPU)
+    assert made["data"] == [
+        {"name": "sums", "train": 5, "test": 0, "question": len("0 + 1 = ?") / 4,
+         "reference": len("The answer is 1.") / 4, "known": "counted"}
+    ]  # fmt: skip
+
+
+def test_what_is_there_is_told(regrow: Regrow, home: Path) -> None:
+    assert not any(row["state"] == "there already" for row in planned(str(home / "mine.toml"))["stages"])
+    first = regrow("run", "mine.toml", "--until", "prune")
+    assert first.returncode == 0, first.stderr
+    shown = json.loads(regrow("run", "mine.toml", "--plan", "--json").stdout)
+    assert [row["artifact"] for row in shown["stages"] if row["state"] == "there already"] == [
+        "prepare", "prune-angular", "prune-tail",
+    ]  # fmt: skip
+    other = json.loads(regrow("run", "mine.toml", "prune.layers=2", "--plan", "--json").stdout)
+    assert [row["artifact"] for row in other["stages"] if row["state"] == "there already"] == ["prepare"]
+    far = json.loads(regrow("run", "mine.toml", "teacher.model=Qwen/Qwen3-8B", "--plan", "--json").stdout)
+    assert "weights are not on this machine" in far["notes"][0]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["prune.layers=3"], "choose 1 to 2"),
+        (["teacher.tensor_parallel=3"], "2 attention heads"),
+        (["teacher.model=./elsewhere"], "does not exist"),
+        (["dataset.0.source=nowhere.jsonl"], "cannot be read"),
+        (["cluster.gpu=H100"], "cluster.gpu"),
+        (["--assume", "trian_mfu=0.3"], "did you mean 'train_mfu'"),
+        (["--assume", "train_mfu=3"], "less than or equal to 1"),
+    ],
+)
+def test_bad_input_to_a_plan(regrow: Regrow, home: Path, words: list[str], said: str) -> None:
+    done = regrow("run", "mine.toml", "--plan", *words)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_plans_options_need_a_plan(regrow: Regrow, home: Path) -> None:
+    done = regrow("run", "mine.toml", "--json")
+    assert done.returncode == 2 and "--plan" in done.stderr
+
+
+def test_a_family_that_is_not_counted(home: Path) -> None:
+    config = json.loads((home / "teacher" / "config.json").read_text())
+    (home / "teacher" / "config.json").write_text(json.dumps(config | {"model_type": "gemma2"}))
+    with pytest.raises(BadInput, match="'gemma2'"):
+        planned(str(home / "mine.toml"))

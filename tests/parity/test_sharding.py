@@ -1,0 +1,61 @@
+"""Shipped recipes as they would be sharded over their GPUs: the real model on the meta device, a fake process group.
+
+No memory, no GPU and no other process is needed: the group answers every collective with nothing.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from pipelines import architecture, memory, models, parallel, recipe_file, worker
+from pipelines.assumptions import Assumptions
+from pipelines.recipe import Recipe, Student
+from tests.parity.test_plan_numbers import built, count
+
+REAL = [name for name in recipe_file.names() if recipe_file.load(name).cluster.gpu]
+
+
+@pytest.fixture(params=REAL)
+def recipe(request: pytest.FixtureRequest) -> Iterator[Recipe]:
+    """A recipe for real GPUs, inside a process group of its workers, as rank 0."""
+    made = recipe_file.load(request.param)
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=made.cluster.workers)
+    yield made
+    dist.destroy_process_group()
+
+
+def sharded(recipe: Recipe, student: Student) -> torch.nn.Module:
+    config = models.describe(recipe.teacher.model).config
+    model = built(config, config["num_hidden_layers"] - recipe.prune.layers)
+    mesh = init_device_mesh("cpu", (recipe.cluster.workers,))
+    return parallel.parallelize(worker.adapted(model, student, 0), mesh, student.activation_checkpointing)
+
+
+def test_what_is_sharded_is_what_the_plan_counts(recipe: Recipe) -> None:
+    a = architecture.read(models.describe(recipe.teacher.model).config, "")
+    kept = a.layers - recipe.prune.layers
+    for student in recipe.student[:1]:  # the recipes' students differ in their data alone
+        model = sharded(recipe, student)
+        groups = [module for module in model.modules() if isinstance(module, FSDPModule)]
+        assert len(groups) == kept + 1 and groups[0] is model, "one group a block, one for what is left"
+        assert all(isinstance(p, DTensor) and p.dtype == torch.float32 for p in model.parameters())
+        whole = a.parameters(kept) + a.lora(student.lora_rank, kept)
+        assert count(model.parameters()) == whole
+        here = [p.to_local().numel() for p in model.parameters() if isinstance(p, DTensor)]
+        trained = [p for p in model.parameters() if p.requires_grad]
+        planned = memory.training(
+            a, kept, student.lora_rank, student.activation_checkpointing, 1, recipe.cluster.workers, Assumptions(), None
+        ).parts
+        assert memory.MASTER * sum(here) == planned["parameters"], "all are divided evenly"
+        assert memory.MASTER * sum(p.to_local().numel() for p in trained) == planned["gradients"]  # type: ignore[attr-defined]
+
+
+def test_students_differ_in_nothing_that_sharding_sees(recipe: Recipe) -> None:
+    seen = {(s.lora_rank, s.activation_checkpointing, s.micro_tokens, s.max_length) for s in recipe.student}
+    assert len(seen) == 1 and all(s.lora_rank for s in recipe.student)

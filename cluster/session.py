@@ -2,11 +2,16 @@
 
 import logging
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+# What Ray's driver prints of every run and nobody can act on: Serve's controller ends by killing itself (a
+# "failed task"), and on a small machine there are more actors than cores.
+UNTOLD = re.compile(r"ServeController\.graceful_shutdown|PYTHON worker processes have been started")
 
 
 @contextmanager
@@ -19,6 +24,7 @@ def session(address: str, cpus: int | None) -> Iterator[None]:
     A private cluster offers at least eight logical CPUs: Ray's actors here mostly wait, and on two
     cores the placement groups of an engine and its data stages would wait for one another for ever."""
     import ray
+    from ray._private.ray_logging import stdout_deduplicator
 
     if ray.is_initialized():
         yield
@@ -33,6 +39,7 @@ def session(address: str, cpus: int | None) -> Iterator[None]:
         options |= {"object_store_memory": 256 << 20}
     for name in ("ray", "ray.data"):  # the stages tell what a user wants to know
         logging.getLogger(name).setLevel(logging.ERROR)
+    stdout_deduplicator.skip_re = UNTOLD
     terminated = signal.getsignal(signal.SIGTERM)
     _start(address=address, runtime_env={"env_vars": worker_environment()}, **options)
     if threading.current_thread() is threading.main_thread():

@@ -4,7 +4,6 @@ import errno
 import json
 import logging
 import os
-import re
 import signal
 import socket
 import threading
@@ -125,10 +124,6 @@ def _own_logging() -> Iterator[None]:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # read when vLLM is imported
     root = logging.getLogger()
     level, handlers = root.level, list(root.handlers)
-    from ray._private.ray_logging import stdout_deduplicator
-
-    # Serve's controller ends by killing itself, and Ray's driver would print that as a failed task.
-    stdout_deduplicator.skip_re = re.compile(r"ServeController\.graceful_shutdown")
     try:
         yield
     finally:

@@ -49,9 +49,11 @@ def run(
     if plan:
         _stages(story, read)
         return
-    made = story.run(read, until)
-    if made is not None:
-        _show(read, made)
+    done = story.run(read, until)
+    if done.report is not None:
+        _show(read, done.report)
+    if done.quarantine:
+        raise typer.Exit(_fail(f"done, but rows are in quarantine: {'; '.join(done.quarantine)}", 3))
 
 
 @app.command(epilog="Example: `regrow status runs/quickstart`")

@@ -1,5 +1,6 @@
 """Stage prepare: files and named sets into records, bad rows kept aside with their reason."""
 
+import hashlib
 import json
 from collections import Counter
 from dataclasses import asdict
@@ -7,23 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from rich.markup import escape
 
-from pipelines import families, records, styles
-from pipelines.recipe import Dataset, Recipe
+from pipelines import contamination, families, records, styles
+from pipelines.recipe import Dataset, Recipe, objective_of
 from pipelines.records import BadRow, Record
+from pipelines.screen import say
 
-FORMAT = 1
 GSM8K = Path(__file__).parent / "recipes" / "gsm8k"
 
 
 def prepare(recipe: Recipe, out: Path) -> dict[str, Any]:
-    """Write `records.parquet` and `bad_rows.jsonl`; returns the counts.
+    """Write `records.parquet`, `bad_rows.jsonl` and `contamination.json`; returns the counts.
 
-    Raises ValueError where a data set is empty, a file is missing, or more rows are bad than allowed."""
+    Raises ValueError where a data set is empty, a file is missing, more rows are bad than allowed, or a test
+    question is a train question too."""
     found: list[Record] = []
     bad: list[BadRow] = []
     for dataset in recipe.dataset:
-        good, refused = _tiny(dataset, recipe.seed) if dataset.source == "tiny-tasks" else _files(dataset)
+        tiny = dataset.source == "tiny-tasks"
+        good, refused = _tiny(dataset, recipe.seed) if tiny else _files(dataset, learned_from(recipe))
         if len(refused) > dataset.max_bad_rows:
             first = refused[0]
             raise ValueError(
@@ -32,9 +36,16 @@ def prepare(recipe: Recipe, out: Path) -> dict[str, Any]:
             )
         if not good:
             raise ValueError(f"data set {dataset.name!r} ({dataset.source}) has no rows; give a file with rows in it")
+        if refused:
+            told = f"{len(refused)} bad rows of {dataset.name} set aside; the first is {refused[0].file} line "
+            say(escape(f"prepare: {told}{refused[0].line}: {refused[0].reason}"))
         found += good
         bad += refused
     _no_overlap(found)
+    shared = contamination.check([asdict(record) for record in found], recipe.evaluate.overlap_words)
+    for warning in contamination.warnings(shared):
+        say(f"[yellow]warning[/yellow]: {escape(warning)}")
+    (out / "contamination.json").write_text(json.dumps(shared, indent=1, ensure_ascii=False), encoding="utf8")
     pq.write_table(records.table(found), out / "records.parquet")
     (out / "bad_rows.jsonl").write_text("".join(json.dumps(asdict(row)) + "\n" for row in bad))
     counts = Counter((record.task, record.split) for record in found)
@@ -42,12 +53,18 @@ def prepare(recipe: Recipe, out: Path) -> dict[str, Any]:
         "rows": len(found),
         "bad_rows": len(bad),
         "tasks": [{"task": task, "split": split, "rows": n} for (task, split), n in counts.items()],
+        "contaminated": sum(task["question"] for task in shared["tasks"]),
     }
 
 
-def sources(recipe: Recipe) -> list[str]:
-    """The external files that the data sets read: their content shapes the artifact."""
-    return [url for dataset in recipe.dataset for _, url in _urls(dataset)]
+def learned_from(recipe: Recipe) -> bool:
+    """Whether students are trained on the references (or on what is written after them)."""
+    return any(objective_of(student.name) != "none" for student in recipe.student)
+
+
+def sources(recipe: Recipe) -> dict[str, str]:
+    """`data set/split` → the external file read for it: its content shapes the artifact."""
+    return {f"{dataset.name}/{split}": url for dataset in recipe.dataset for split, url in _urls(dataset)}
 
 
 def _tiny(dataset: Dataset, seed: int) -> tuple[list[Record], list[BadRow]]:
@@ -85,26 +102,57 @@ def _urls(dataset: Dataset) -> list[tuple[str, str]]:
     return [("train", dataset.source), *([("test", dataset.test_source)] if dataset.test_source else [])]
 
 
-def _files(dataset: Dataset) -> tuple[list[Record], list[BadRow]]:
+def _files(dataset: Dataset, trained: bool) -> tuple[list[Record], list[BadRow]]:
     if dataset.source == "gsm8k-sample":
         dataset = dataset.model_copy(update={"format": "gsm8k"})
     good: list[Record] = []
     bad: list[BadRow] = []
-    for split, url in _urls(dataset):
+    urls = _urls(dataset)
+    hold_out = dataset.test_rows if len(urls) == 1 else None
+    for split, url in urls:
         limit = dataset.rows if split == "train" else dataset.test_rows
-        rows, refused = records.read(dataset, url, split, limit)
+        rows, refused = records.read(dataset, url, split, None if hold_out else limit, trained and split == "train")
         if not rows and not refused:
             raise ValueError(f"data set {dataset.name!r}: {url} is empty; give a file with rows in it")
+        if hold_out and rows:
+            train, test = held_out(rows, hold_out)
+            if not train:
+                raise ValueError(
+                    f"data set {dataset.name!r}: test_rows = {hold_out} leaves none of {len(rows)} rows to train on"
+                )
+            rows = [*train[: dataset.rows], *test]
         good += rows
         bad += refused
     return good, bad
 
 
+def held_out(rows: list[Record], wanted: int) -> tuple[list[Record], list[Record]]:
+    """Train rows and about `wanted` test rows out of `rows`: those whose questions hash lowest, equal questions
+    together. So the same questions are held out whatever the seed, the order, or the number of train rows."""
+    asked: dict[str, list[Record]] = {}
+    for record in rows:
+        key = hashlib.sha256("\0".join(_question(record)).encode()).hexdigest()
+        asked.setdefault(key, []).append(record)
+    chosen: set[str] = set()
+    for key in sorted(asked):
+        if len(chosen) >= wanted:
+            break
+        chosen |= {record.id for record in asked[key]}
+    seen: Counter[str] = Counter()
+    moved = [asdict(record) | {"split": "test"} for record in rows if record.id in chosen]
+    test = [records.numbered({key: row[key] for key in row if key != "id"}, seen) for row in moved]
+    return [record for record in rows if record.id not in chosen], test
+
+
+def _question(record: Record) -> tuple[str, str, str]:
+    return record.history, record.context, record.input
+
+
 def _no_overlap(found: list[Record]) -> None:
     """A question that is trained on is never scored: raises ValueError naming the first one."""
-    trained = {(record.context, record.input) for record in found if record.split == "train"}
+    trained = {_question(record) for record in found if record.split == "train"}
     for record in found:
-        if record.split == "test" and (record.context, record.input) in trained:
+        if record.split == "test" and _question(record) in trained:
             raise ValueError(
                 f"task {record.task!r}: the test question {record.input[:80]!r} is a train question too; "
                 "take it out of one of the files"

@@ -46,8 +46,8 @@ def check(recipe: Recipe, teacher: Path) -> None:
     cuts.check_count(recipe.prune.layers, depth)
 
 
-def measure(recipe: Recipe, teacher: Path, questions: list[str]) -> Importance:
-    """The importance of the teacher's blocks on `questions`, each as the model is asked it."""
+def measure(recipe: Recipe, teacher: Path, questions: list[list[prompts.Message]]) -> Importance:
+    """The importance of the teacher's blocks on `questions`, the messages that ask each."""
     import torch
     from transformers import AutoTokenizer
 
@@ -114,14 +114,14 @@ def prune(recipe: Recipe, method: str, teacher: Path, importance: Importance, ou
     return summary
 
 
-def _calibration(recipe: Recipe, tokenizer: Any, questions: Sequence[str]) -> list[list[int]]:
+def _calibration(recipe: Recipe, tokenizer: Any, questions: Sequence[list[prompts.Message]]) -> list[list[int]]:
     """Token ids of the questions as the model is asked them; a seeded sample where there are more than
     `prune.calibration_rows`. A prompt that is too long loses its beginning: its last token is measured."""
     rows = recipe.prune.calibration_rows
     if len(questions) > rows:
         questions = random.Random(recipe.seed).sample(list(questions), rows)
     chat = bool(tokenizer.chat_template)
-    rendered = [prompts.text(tokenizer, prompts.answer(question)) for question in questions]
+    rendered = [prompts.text(tokenizer, messages) for messages in questions]
     texts = [
         tokenizer(text, add_special_tokens=not chat).input_ids[-recipe.teacher.max_model_len :] for text in rendered
     ]

@@ -98,4 +98,4 @@ def _described(value: Any) -> str:
         return f"an object with {', '.join(map(repr, list(value)[:6])) or 'no keys'}"
     if isinstance(value, list):
         return f"a list of {len(value)}"
-    return "null" if value is None else f"a {type(value).__name__}"
+    return "null" if value is None else f"of type {type(value).__name__}"

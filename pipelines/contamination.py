@@ -64,7 +64,7 @@ def check(rows: Sequence[Mapping[str, Any]], n: int) -> dict[str, Any]:
     A question counts with its context and earlier turns, but without the system turn, which all rows share."""
     tested = [row for row in rows if row["split"] == "test"]
     trained = [row for row in rows if row["split"] == "train"]
-    asked = [texts(row) for row in trained]
+    asked = map(texts, trained if tested else [])
     tasks: dict[str, dict[str, Any]] = {}
     examples: list[dict[str, Any]] = []
     for row, found in zip(tested, hits(map(texts, tested), asked, n), strict=True):

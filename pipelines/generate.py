@@ -30,8 +30,10 @@ def generate(recipe: Recipe, teacher: Path, rows: list[dict[str, Any]], url: str
     for shard in (shard for shard in pending if shard["skip"]):
         shards.refuse(url, shard["name"], shard["rows"])
     _watch(recipe, teacher, url, [shard for shard in pending if not shard["skip"]])
-    shards.quarantine(url)
-    return shards.counts(url, len(rows)) | {"seconds": round(time.monotonic() - began, 1)}
+    made = shards.counts(url, len(rows))
+    if made["quarantined"]:
+        shards.quarantine(url)
+    return made | {"seconds": round(time.monotonic() - began, 1)}
 
 
 def _pending(recipe: Recipe, teacher: Path, rows: list[dict[str, Any]], url: str) -> Iterator[dict[str, Any]]:

@@ -12,8 +12,7 @@ def resolve(model: str) -> Path:
     if model == "tiny":
         return TINY
     path = Path(model).expanduser()
-    looks_local = model.startswith(("/", ".", "~")) or path.exists() or model.count("/") != 1
-    if not looks_local:
+    if on_hub(model):
         return _from_hub(model)
     if not path.is_dir():
         raise ValueError(f"model directory {model!r} does not exist; give a directory, a hub id (org/name) or 'tiny'")
@@ -22,6 +21,12 @@ def resolve(model: str) -> Path:
     if not any((path / name).exists() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
         raise ValueError(f"model directory {model!r} has no tokenizer; save one beside it (tokenizer.save_pretrained)")
     return path
+
+
+def on_hub(model: str) -> bool:
+    """Whether `model` is an id on the hub, not a directory of this machine."""
+    local = model == "tiny" or model.startswith(("/", ".", "~")) or Path(model).exists()
+    return not local and model.count("/") == 1
 
 
 def readable(folder: Path) -> None:

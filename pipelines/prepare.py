@@ -1,6 +1,5 @@
 """Stage prepare: files and named sets into records, bad rows kept aside with their reason."""
 
-import hashlib
 import json
 from collections import Counter
 from dataclasses import asdict
@@ -10,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from rich.markup import escape
 
-from pipelines import contamination, families, records, styles
+from pipelines import contamination, families, records, splits, styles
 from pipelines.recipe import Dataset, Recipe, objective_of
 from pipelines.records import BadRow, Record
 from pipelines.screen import say
@@ -29,20 +28,19 @@ def prepare(recipe: Recipe, out: Path) -> dict[str, Any]:
         tiny = dataset.source == "tiny-tasks"
         good, refused = _tiny(dataset, recipe.seed) if tiny else _files(dataset, learned_from(recipe))
         if len(refused) > dataset.max_bad_rows:
-            first = refused[0]
             raise ValueError(
                 f"data set {dataset.name!r}: {len(refused)} bad rows, {dataset.max_bad_rows} allowed (max_bad_rows); "
-                f"the first is {first.file} line {first.line}: {first.reason}"
+                f"the first is {refused[0].file} line {refused[0].line}: {refused[0].reason}"
             )
         if not good:
             raise ValueError(f"data set {dataset.name!r} ({dataset.source}) has no rows; give a file with rows in it")
         if refused:
-            told = f"{len(refused)} bad rows of {dataset.name} set aside; the first is {refused[0].file} line "
-            say(escape(f"prepare: {told}{refused[0].line}: {refused[0].reason}"))
+            first = f"{refused[0].file} line {refused[0].line}: {refused[0].reason}"
+            say(escape(f"prepare: bad rows of {dataset.name} set aside: {len(refused)}; the first is {first}"))
         found += good
         bad += refused
-    _no_overlap(found)
-    shared = contamination.check([asdict(record) for record in found], recipe.evaluate.overlap_words)
+    splits.apart(found)
+    shared = contamination.check([vars(record) for record in found], recipe.evaluate.overlap_words)
     for warning in contamination.warnings(shared):
         say(f"[yellow]warning[/yellow]: {escape(warning)}")
     (out / "contamination.json").write_text(json.dumps(shared, indent=1, ensure_ascii=False), encoding="utf8")
@@ -115,7 +113,7 @@ def _files(dataset: Dataset, trained: bool) -> tuple[list[Record], list[BadRow]]
         if not rows and not refused:
             raise ValueError(f"data set {dataset.name!r}: {url} is empty; give a file with rows in it")
         if hold_out and rows:
-            train, test = held_out(rows, hold_out)
+            train, test = splits.held_out(rows, hold_out)
             if not train:
                 raise ValueError(
                     f"data set {dataset.name!r}: test_rows = {hold_out} leaves none of {len(rows)} rows to train on"
@@ -124,36 +122,3 @@ def _files(dataset: Dataset, trained: bool) -> tuple[list[Record], list[BadRow]]
         good += rows
         bad += refused
     return good, bad
-
-
-def held_out(rows: list[Record], wanted: int) -> tuple[list[Record], list[Record]]:
-    """Train rows and about `wanted` test rows out of `rows`: those whose questions hash lowest, equal questions
-    together. So the same questions are held out whatever the seed, the order, or the number of train rows."""
-    asked: dict[str, list[Record]] = {}
-    for record in rows:
-        key = hashlib.sha256("\0".join(_question(record)).encode()).hexdigest()
-        asked.setdefault(key, []).append(record)
-    chosen: set[str] = set()
-    for key in sorted(asked):
-        if len(chosen) >= wanted:
-            break
-        chosen |= {record.id for record in asked[key]}
-    seen: Counter[str] = Counter()
-    moved = [asdict(record) | {"split": "test"} for record in rows if record.id in chosen]
-    test = [records.numbered({key: row[key] for key in row if key != "id"}, seen) for row in moved]
-    return [record for record in rows if record.id not in chosen], test
-
-
-def _question(record: Record) -> tuple[str, str, str]:
-    return record.history, record.context, record.input
-
-
-def _no_overlap(found: list[Record]) -> None:
-    """A question that is trained on is never scored: raises ValueError naming the first one."""
-    trained = {_question(record) for record in found if record.split == "train"}
-    for record in found:
-        if record.split == "test" and _question(record) in trained:
-            raise ValueError(
-                f"task {record.task!r}: the test question {record.input[:80]!r} is a train question too; "
-                "take it out of one of the files"
-            )

@@ -26,6 +26,16 @@ def check(recipe: Recipe, teacher: Path) -> None:
     """Raise ValueError where `prune.layers` does not fit the teacher, or it cannot be pruned at all.
 
     Reads its config.json alone, so that a run can be refused before anything starts."""
+    config = configuration(teacher)
+    if "quantization_config" in config:
+        raise ValueError(
+            "teacher.model is a quantized checkpoint; give the unquantized one, students are trained from it"
+        )
+    cuts.check_count(recipe.prune.layers, depth(config, teacher))
+
+
+def configuration(teacher: Path) -> dict[str, Any]:
+    """The teacher's config.json. Raises ValueError where it is none."""
     file = teacher / "config.json"
     if not file.exists():
         raise ValueError(f"teacher.model: no config.json in {teacher}; give a Hugging Face checkpoint directory")
@@ -35,15 +45,17 @@ def check(recipe: Recipe, teacher: Path) -> None:
         raise ValueError(f"teacher.model: {file} is not JSON: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"teacher.model: {file} is not a JSON object")
+    return config
+
+
+def depth(config: dict[str, Any], teacher: Path) -> int:
+    """The number of decoder blocks that a config.json states. Raises ValueError where it states none."""
     text = config.get("text_config") or config
-    depth = next((text[key] for key in DEPTHS if isinstance(text.get(key), int)), None)
-    if depth is None:
+    found = next((text[key] for key in DEPTHS if isinstance(text.get(key), int)), None)
+    if found is None:
+        file = teacher / "config.json"
         raise ValueError(f"teacher.model: {file} does not say how many layers there are (num_hidden_layers)")
-    if "quantization_config" in config:
-        raise ValueError(
-            "teacher.model is a quantized checkpoint; give the unquantized one, students are trained from it"
-        )
-    cuts.check_count(recipe.prune.layers, depth)
+    return found
 
 
 def measure(recipe: Recipe, teacher: Path, questions: list[list[prompts.Message]]) -> Importance:
@@ -83,7 +95,7 @@ def prune(recipe: Recipe, method: str, teacher: Path, importance: Importance, ou
     removed = cuts.choose(method, recipe.prune.layers, importance)
     # loaded again, in the checkpoint's own dtype: what is kept is kept to the bit
     model = _load(teacher, "auto")
-    before, depth = _parameters(model), len(importance.influence)
+    before, total = _parameters(model), len(importance.influence)
     layers.remove(model, removed)
     if wrong := layers.mismatches(model):
         raise ValueError(
@@ -95,8 +107,8 @@ def prune(recipe: Recipe, method: str, teacher: Path, importance: Importance, ou
         "method": method,
         "parameters_before": before,
         "parameters_after": _parameters(model),
-        "layers_before": depth,
-        "layers_after": depth - len(removed),
+        "layers_before": total,
+        "layers_after": total - len(removed),
         "distance": cuts.distance(importance, removed),
     }
     _save(recipe, model, tokenizer, teacher, summary, out / "model")
@@ -110,7 +122,7 @@ def prune(recipe: Recipe, method: str, teacher: Path, importance: Importance, ou
     }
     (out / "importance.json").write_text(json.dumps(table, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     draw(importance, removed, method, out / "importance.svg")
-    say(f"prune ({method}): removed blocks {removed} of {depth}, angular distance {summary['distance']:.4f}")
+    say(f"prune ({method}): removed blocks {removed} of {total}, angular distance {summary['distance']:.4f}")
     return summary
 
 

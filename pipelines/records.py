@@ -1,26 +1,19 @@
-"""Records: one question each, with its reference answer, and the readers that make them.
+"""Records: one question each, with its reference answer, made of the rows of files.
 
-Pure but for opening files. A record's id is the hash of its content and its occurrence number, so two
-equal rows stay two rows and the same file gives the same ids on every machine.
+A record's id is the hash of its content and its occurrence number, so two equal rows stay two rows and the
+same file gives the same ids on every machine.
 """
 
-import csv
-import gzip
 import hashlib
-import io
 import json
 import re
-import zlib
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from cluster import storage
-from pipelines import answers, conversations
+from pipelines import answers, conversations, files
 from pipelines.conversations import Unfit
 from pipelines.recipe import Dataset
 
@@ -54,25 +47,6 @@ class BadRow:
 SCHEMA = pa.schema([(field.name, pa.string()) for field in fields(Record)])
 
 
-def raw_rows(url: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """(line, row) of a JSONL, Parquet or CSV file, gzipped or not; a row that does not parse comes
-    as the reason in words. Raises ValueError for a file that is missing or broken, or has an unknown ending."""
-    name = url.removesuffix(".gz")
-    if not name.endswith((".parquet", ".csv", ".jsonl", ".ndjson")):
-        raise ValueError(f"data file {url!r} has an unknown ending; use .jsonl, .parquet or .csv (also .gz)")
-    try:
-        data = storage.read(url)
-        data = gzip.decompress(data) if url.endswith(".gz") else data
-        if name.endswith(".parquet"):
-            yield from enumerate(pq.read_table(io.BytesIO(data)).to_pylist(), 1)
-        elif name.endswith(".csv"):
-            yield from _csv_rows(data.decode("utf-8-sig"))
-        else:
-            yield from ((n, _json_row(text)) for n, text in enumerate(data.split(b"\n"), 1) if text.strip())
-    except (OSError, ValueError, ImportError, EOFError, zlib.error, csv.Error) as error:
-        raise ValueError(f"data file {url!r} cannot be read: {error}") from error
-
-
 def read(
     dataset: Dataset, url: str, split: str, limit: int | None, trained: bool = True
 ) -> tuple[list[Record], list[BadRow]]:
@@ -82,7 +56,7 @@ def read(
     records: list[Record] = []
     bad: list[BadRow] = []
     seen: Counter[str] = Counter()
-    for line, row in raw_rows(url):
+    for line, row in files.rows(url):
         if limit is not None and len(records) >= limit:
             break
         try:
@@ -107,23 +81,6 @@ def numbered(content: dict[str, str], seen: Counter[str]) -> Record:
 def table(records: list[Record]) -> pa.Table:
     """`records` as an Arrow table of strings, one column a field."""
     return pa.Table.from_pylist([asdict(record) for record in records], SCHEMA)
-
-
-def _json_row(text: bytes) -> dict[str, Any] | str:
-    try:
-        row = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        return f"not JSON: {error}"
-    return row if isinstance(row, dict) else f"a JSON object is needed, this is a {type(row).__name__}"
-
-
-def _csv_rows(text: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """Rows by the line they end on; one with more or fewer cells than the header is none."""
-    csv.field_size_limit(max(csv.field_size_limit(), 4 * conversations.MAX_TEXT))
-    reader = csv.DictReader(io.StringIO(text))
-    for row in reader:
-        wrong = "more" if None in row else "fewer" if None in row.values() else ""
-        yield reader.line_num, f"the row has {wrong} cells than the header" if wrong else row
 
 
 def _content(dataset: Dataset, row: dict[str, Any] | str, split: str, trained: bool) -> dict[str, str]:

@@ -61,8 +61,7 @@ def quarantine(url: str) -> None:
     lines = [
         json.dumps({key: row[key] for key in ("id", "task", "error", "input")}, ensure_ascii=False) for row in held
     ]
-    if lines:
-        storage.create(storage.join(url, QUARANTINE), "".join(f"{line}\n" for line in lines).encode())
+    storage.create(storage.join(url, QUARANTINE), "".join(f"{line}\n" for line in lines).encode())
 
 
 def judge_and_commit(block: pa.Table, max_tokens: int, url: str) -> pa.Table:

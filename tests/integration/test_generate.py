@@ -101,6 +101,6 @@ def test_a_prompt_too_long_is_an_error_row_and_falls_back(rows: list[dict], tmp_
     """Rows that cannot fit never reach the engine: error verdict, reference as target, counted."""
     long = [{**row, "input": row["input"] * 60} for row in rows[:3]]
     summary = generate.generate(recipe_file.load("quickstart", SETTINGS), models.resolve("tiny"), long, str(tmp_path))
-    assert summary["error"] == summary["fallback"] == 3
+    assert summary["error"] == summary["fallback"] == summary["quarantined"] == 3
     row = pq.read_table(tmp_path / "shards" / "long-00000.parquet").to_pylist()[0]
     assert "max_model_len" in row["error"] and row["target"] == row["reference"]

@@ -1,4 +1,4 @@
-"""Rows of JSONL, Parquet and CSV files, gzipped or not, local or remote, with what does not parse named line by line."""
+"""Rows of JSONL, Parquet and CSV files, gzipped or not, local or remote; what does not parse comes as a reason."""
 
 import csv
 import gzip

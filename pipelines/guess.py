@@ -42,16 +42,16 @@ def columns(rows: Sequence[Mapping[str, Any]], told: Mapping[str, str]) -> Guess
     there = [column for column in held if held[column] >= NEARLY * len(rows)]
     said = f"the first {len(rows)} rows" if len(rows) > 1 else "the first row"
     found: dict[str, str] = dict(told)
-    why = dict.fromkeys(told, "as told")
+    why: dict[str, str] = dict.fromkeys(told, "as told")
 
     def choose(field: str, names: Sequence[str]) -> None:
         by_name = {column.casefold(): column for column in there if column not in found.values()}
-        column = next((by_name[name] for name in names if name in by_name), None)
-        if field not in found and column:
-            found[field], why[field] = column, f"column {column!r} is in {said}"
+        if field not in found and (name := next((name for name in names if name in by_name), None)):
+            found[field], why[field] = by_name[name], f"column {by_name[name]!r} is in {said}"
 
-    if not {"messages", "input"} & told.keys() and (column := next((c for c in there if _chats(rows, c)), None)):
-        found["messages"], why["messages"] = column, f"column {column!r} holds lists of turns in {said}"
+    chats = [column for column in there if _chats(rows, column)]
+    if chats and not {"messages", "input"} & told.keys():
+        found["messages"], why["messages"] = chats[0], f"column {chats[0]!r} holds lists of turns in {said}"
     if "messages" not in found:
         choose("input", QUESTION)
         choose("context", CONTEXT)

@@ -19,6 +19,7 @@ from pipelines.records import Record
 LOOKED_AT = 200  # rows whose columns and answers are looked at
 READ = 20_000  # rows that are read as the run will read them
 LARGE = 2 << 30  # bytes of weights from which students are trained with LoRA
+SHORTEST = 256  # tokens of an answer: a model may say more than a reference that is a bare number
 LONGEST = 8192  # tokens of prompt and answer, unless the model takes fewer
 Notes = dict[str, str]
 
@@ -134,17 +135,16 @@ def described(
 def assembled(path: Path, model: str, known: Model, dataset: Dataset, rows: Sequence[Record], notes: Notes) -> Recipe:
     """The whole recipe: what data and model ask for, everything else as it is by default."""
     layers = max(1, round(known.layers / 4)) if known.layers else 8
-    notes["prune.layers"] = f"a quarter of the model's {known.layers} blocks, as most of the published cuts or more"
-    if not known.layers:
-        notes["prune.layers"] = (
-            "a quarter of 32 blocks, the depth of most models of 7 or 8 B; this model was not fetched"
-        )
+    blocks = f"the model's {known.layers} blocks" if known.layers else "32 blocks (this model was not fetched)"
+    notes["prune.layers"] = f"about a quarter of {blocks}; arXiv 2410.09982 tries 2 to 10 of 32"
     asked, replies = lengths(rows, known)
     counted = "tokens" if known.tokens else "tokens, at three characters each"
-    reply = min(2048, _up(1.5 * replies, 32))
     most = min(known.positions or LONGEST, LONGEST)
-    whole = min(most, max(256, _up(asked + replies + 96 + reply, 128)))
-    notes["generate.max_tokens"] = f"half as much again as the longest reference ({replies:,} {counted})"
+    reply = min(max(SHORTEST, _up(1.5 * replies, 32)), most // 2)
+    whole = min(most, _up(asked + replies + 96 + reply, 128))
+    notes["generate.max_tokens"] = (
+        f"half as much again as the longest reference ({replies:,} {counted}), {SHORTEST} at least"
+    )
     notes["evaluate.max_tokens"] = "as generate.max_tokens"
     notes["teacher.max_model_len"] = f"room for the longest question ({asked:,} {counted}), its reference and a rewrite"
     if whole == most:

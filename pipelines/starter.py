@@ -6,32 +6,19 @@ rows are held out, and the lengths in tokens. Each choice stands in the recipe w
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from pipelines import answers, files, guess, models, prompts, prune, recipe_file, records, reference
-from pipelines.recipe import Dataset, Evaluate, Generate, Prune, Recipe, Student, Teacher
+from pipelines import answers, files, guess, models, recipe_file, records, reference, sizing
+from pipelines.recipe import Dataset, Evaluate, Generate, Prune, Recipe, Teacher
 from pipelines.recipe_file import BadInput
 from pipelines.records import Record
+from pipelines.sizing import Model, Notes
 
 LOOKED_AT = 200  # rows whose columns and answers are looked at
 READ = 20_000  # rows that are read as the run will read them
-LARGE = 2 << 30  # bytes of weights from which students are trained with LoRA
-SHORTEST = 256  # tokens of an answer: a model may say more than a reference that is a bare number
-LONGEST = 8192  # tokens of prompt and answer, unless the model takes fewer
-Notes = dict[str, str]
-
-
-class Model(NamedTuple):
-    """What is known of a teacher without loading it: its number of blocks, positions, bytes of weights, and how
-    many tokens a text has; None where it is on the hub."""
-
-    layers: int | None
-    positions: int | None
-    weights: int | None
-    tokens: Callable[[str], int] | None
 
 
 def write(
@@ -57,7 +44,7 @@ def write(
         raise BadInput(f"--kind {answer_kind}: no such kind; known are {', '.join(answers.KINDS)}")
     notes: Notes = {}
     try:
-        known = look_at(model)
+        known = sizing.look_at(model)
         dataset, rows = described(path, data, test_data, told, answer_kind, notes)
     except ValueError as error:
         raise BadInput(str(error)) from error
@@ -75,20 +62,6 @@ def write(
     finally:
         part.unlink(missing_ok=True)
     return notes
-
-
-def look_at(model: str) -> Model:
-    """What the model's directory says of it. Raises ValueError where there is none that can be pruned."""
-    if models.on_hub(model):
-        return Model(None, None, None, None)
-    folder = models.resolve(model)
-    config = prune.configuration(folder)
-    text = config.get("text_config") or config
-    weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    layers, positions = prune.depth(config, folder), text.get("max_position_embeddings")
-    if layers < 2:
-        raise ValueError(f"model {model!r} has {layers} layer; there is none to spare")
-    return Model(layers, positions if isinstance(positions, int) else None, weights, _counter(folder))
 
 
 def described(
@@ -123,7 +96,7 @@ def described(
             raise ValueError(f"{test_data}: no row serves; " + (unfit[0].reason if unfit else "the file is empty"))
         notes["dataset.test_source"] = f"{len(tests):,} of its rows serve, {len(unfit):,} do not"
     elif len(rows) > 1:
-        fields["test_rows"] = min(200, max(1, len(rows) // 10))
+        fields["test_rows"] = min(200, max(1, len(rows) // 5))
         error = 50 / fields["test_rows"] ** 0.5  # of a share of one half, where it is greatest
         notes["dataset.test_rows"] = (
             f"{fields['test_rows']} of {len(rows):,} rows are held out, by the hash of their questions; "
@@ -137,23 +110,8 @@ def assembled(path: Path, model: str, known: Model, dataset: Dataset, rows: Sequ
     layers = max(1, round(known.layers / 4)) if known.layers else 8
     blocks = f"the model's {known.layers} blocks" if known.layers else "32 blocks (this model was not fetched)"
     notes["prune.layers"] = f"about a quarter of {blocks}; arXiv 2410.09982 tries 2 to 10 of 32"
-    asked, replies = lengths(rows, known)
-    counted = "tokens" if known.tokens else "tokens, at three characters each"
-    most = min(known.positions or LONGEST, LONGEST)
-    reply = min(max(SHORTEST, _up(1.5 * replies, 32)), most // 2)
-    whole = min(most, _up(asked + replies + 96 + reply, 128))
-    notes["generate.max_tokens"] = (
-        f"half as much again as the longest reference ({replies:,} {counted}), {SHORTEST} at least"
-    )
-    notes["evaluate.max_tokens"] = "as generate.max_tokens"
-    notes["teacher.max_model_len"] = f"room for the longest question ({asked:,} {counted}), its reference and a rewrite"
-    if whole == most:
-        notes["teacher.max_model_len"] += f"; {most:,} is the most here, longer rows end in quarantine"
-    large = known.weights is None or known.weights > LARGE
-    size = "a model of unknown size" if known.weights is None else f"{known.weights / 1e9:.2f} GB of weights"
-    notes["student.lora_rank"] = f"{size}: {'LoRA' if large else 'full fine-tuning'}"
-    notes["student.max_length"] = "as teacher.max_model_len"
-    students = [Student(name=name, lora_rank=8 if large else 0, max_length=whole) for name in ("sft", "sdd")]
+    found = sizing.lengths(rows, known)
+    whole, reply = sizing.context(known, found, notes)
     local = model != "tiny" and not models.on_hub(model)
     return Recipe(
         name=_slug(path.stem),
@@ -161,19 +119,9 @@ def assembled(path: Path, model: str, known: Model, dataset: Dataset, rows: Sequ
         dataset=(dataset,),
         prune=Prune(layers=layers),
         generate=Generate(max_tokens=reply),
-        student=tuple(students),
+        student=sizing.students(known, found, whole, notes),
         evaluate=Evaluate(max_tokens=reply),
     )
-
-
-def lengths(rows: Sequence[Record], known: Model) -> tuple[int, int]:
-    """Tokens of the longest question (with all turns before it) and of the longest reference. Only the longest
-    by characters are tokenised."""
-    count = known.tokens or (lambda text: -(-len(text) // 3))
-    texts = [("\n\n".join(turn["content"] for turn in prompts.of(vars(row))), row.reference) for row in rows]
-    longest = [sorted((pair[i] for pair in texts), key=len)[-8:] for i in (0, 1)]
-    asked, replies = (max(map(count, some)) for some in longest)
-    return asked, replies
 
 
 def _answers(first: Sequence[Mapping[str, Any]], looked: Sequence[Record], fields: Mapping[str, str]) -> list[str]:
@@ -181,15 +129,6 @@ def _answers(first: Sequence[Mapping[str, Any]], looked: Sequence[Record], field
     if column := fields.get("answer"):
         return [str(row[column]).strip() for row in first if row.get(column) is not None]
     return [record.reference for record in looked]
-
-
-def _counter(folder: Path) -> Callable[[str], int] | None:
-    from tokenizers import Tokenizer
-
-    if not (folder / "tokenizer.json").exists():
-        return None
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def _beside(path: Path, place: str) -> str:
@@ -206,7 +145,3 @@ def _dotted(place: str) -> str:
 
 def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("._-")[:63] or "mine"
-
-
-def _up(tokens: float, step: int) -> int:
-    return -(-int(tokens) // step) * step or step

@@ -35,7 +35,7 @@ def test_it_loads_says_why_and_the_run_can_read_it(tmp_path: Path) -> None:
     notes = write(tmp_path / "mine.toml", jsonl(tmp_path / "My rows.jsonl", rows()), model(tmp_path / "m"))
     recipe = recipe_file.load(str(tmp_path / "mine.toml"))
     data = recipe.dataset[0]
-    assert (data.input, data.reference, data.kind, data.test_rows) == ("question", "answer", "number", 4)
+    assert (data.input, data.reference, data.kind, data.test_rows) == ("question", "answer", "number", 8)
     assert (recipe.name, data.name, recipe.prune.layers) == ("mine", "my-rows", 8)
     assert recipe.teacher.model == str(tmp_path / "m") and data.source == str(tmp_path / "My rows.jsonl")
     assert recipe.teacher.max_model_len == 384 and recipe.generate.max_tokens == 256
@@ -44,7 +44,7 @@ def test_it_loads_says_why_and_the_run_can_read_it(tmp_path: Path) -> None:
     for field, why in notes.items():
         assert f"# chosen: {why}\n{field.partition('.')[2]} =" in text
     assert prepare.prepare(recipe, tmp_path)["tasks"] == [
-        {"task": "my-rows", "split": "train", "rows": 36}, {"task": "my-rows", "split": "test", "rows": 4}]  # fmt: skip
+        {"task": "my-rows", "split": "train", "rows": 32}, {"task": "my-rows", "split": "test", "rows": 8}]  # fmt: skip
 
 
 def test_paths_are_relative_to_the_recipe_where_they_were_given_so(
@@ -86,6 +86,19 @@ def test_lengths_follow_the_longest_row_up_to_what_the_model_takes(tmp_path: Pat
     recipe = recipe_file.load(str(tmp_path / "mine.toml"))
     assert recipe.teacher.max_model_len == 1000 and "longer rows end in quarantine" in notes["teacher.max_model_len"]
     assert 1.5 * 199 <= recipe.generate.max_tokens <= 500
+
+
+def test_training_has_steps_enough_and_a_rate_that_fits_the_model(tmp_path: Path) -> None:
+    few, many = jsonl(tmp_path / "few.jsonl", rows()), jsonl(tmp_path / "many.jsonl", rows(9000))
+    for data, weights, expected in ((few, 1000, (3, 5e-4, 0, 1024)), (many, 1 << 30, (3, 2e-5, 0, 4096)),
+                                    (many, 3 << 30, (3, 1e-4, 8, 4096))):  # fmt: skip
+        folder = Path(model(tmp_path / f"{weights}-{Path(data).stem}"))
+        with (folder / "model.safetensors").open("wb") as file:
+            file.truncate(weights)  # a sparse file: only its size is asked for
+        write(tmp_path / "mine.toml", data, str(folder), force=True)
+        recipe = recipe_file.load(str(tmp_path / "mine.toml"))
+        for student in recipe.student:
+            assert (student.epochs, student.learning_rate, student.lora_rank, student.batch_tokens) == expected
 
 
 def test_a_hub_model_is_not_fetched(tmp_path: Path) -> None:

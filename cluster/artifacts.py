@@ -81,7 +81,10 @@ class Artifact:
             **record,
             "name": self.name,
             "id": self.id,
-            "files": {name: _digest(self.at(name), size) for name, size in storage.files(self.url).items()},
+            "files": {
+                name: {"size": size, "sha256": storage.digest(self.at(name))}
+                for name, size in storage.files(self.url).items()
+            },
             "versions": versions(),
             "seconds": round(seconds, 3),
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -121,12 +124,3 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _digest(url: str, size: int) -> dict[str, Any]:
-    fs, path = storage.filesystem(url)
-    whole = hashlib.sha256()
-    with fs.open(path, "rb") as handle:
-        while chunk := handle.read(1 << 22):
-            whole.update(chunk)
-    return {"size": size, "sha256": whole.hexdigest()}

@@ -5,12 +5,15 @@ comes second is told so and throws its copy away. Nothing uncommitted ever carri
 """
 
 import contextlib
+import hashlib
 import os
 import uuid
 from pathlib import Path
 from typing import Any
 
 import fsspec
+
+PIECE = 4 << 20  # bytes of a file that are in memory while it is read through
 
 
 def filesystem(url: str) -> tuple[Any, str]:
@@ -64,6 +67,17 @@ def read(url: str) -> bytes:
     fs, path = filesystem(url)
     fs.invalidate_cache()
     return fs.cat_file(path)
+
+
+def digest(url: str) -> str:
+    """sha256 of the content of `url`, read in pieces. Raises FileNotFoundError."""
+    fs, path = filesystem(url)
+    fs.invalidate_cache()
+    whole = hashlib.sha256()
+    with fs.open(path, "rb") as file:
+        while piece := file.read(PIECE):
+            whole.update(piece)
+    return whole.hexdigest()
 
 
 def exists(url: str) -> bool:

@@ -40,7 +40,7 @@ def at_hand(dataset: Dataset) -> bool:
 def _counted(dataset: Dataset, seed: int, assumed: Assumptions) -> Amount:
     rows, _ = prepare.read(dataset, seed)
     train = [row for row in rows if row.split == "train"]
-    asked = _mean([len(prompts.question(row.context, row.input)) for row in train or rows])
+    asked = _mean([sum(len(turn["content"]) for turn in prompts.of(asdict(row))) for row in train or rows])
     told = _mean([len(row.reference) for row in train or rows])
     by = assumed.characters_per_token
     return Amount(dataset.name, len(train), len(rows) - len(train), asked / by, told / by, "counted")

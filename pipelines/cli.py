@@ -22,7 +22,9 @@ app = typer.Typer(
     rich_markup_mode=None,  # help in plain text: importing rich for it would take longer than everything else
 )
 recipes = typer.Typer(
-    help="List the packaged recipes, or show one.", invoke_without_command=True, rich_markup_mode=None
+    help="List the packaged recipes, show one, or write one for your own data.",
+    invoke_without_command=True,
+    rich_markup_mode=None,
 )
 app.add_typer(recipes, name="recipes")
 RecipeArgument = Annotated[str, typer.Argument(help="A packaged recipe's name or a .toml file.")]
@@ -60,9 +62,11 @@ def run(
         return
     if as_json or assume or gpu_hour_price is not None:
         raise recipe_file.BadInput("--json, --assume and --gpu-hour-price are a plan's; give --plan with them")
-    made = story.run(read, until)
-    if made is not None:
-        _show(read, made)
+    done = story.run(read, until)
+    if done.report is not None:
+        _show(read, done.report)
+    if done.quarantine:
+        raise typer.Exit(_fail(f"done, but rows are in quarantine: {'; '.join(done.quarantine)}", 3))
 
 
 @app.command(epilog="Example: `regrow status runs/quickstart`")
@@ -127,6 +131,35 @@ def show(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     from pipelines import recipe_file, reference
 
     typer.echo(reference.render(recipe_file.load(recipe, overrides or [])))
+
+
+@recipes.command(
+    epilog="Examples: `regrow recipes init mine.toml --data train.jsonl --model ./my-model` · `regrow recipes init "
+    "--data rows.csv --model meta-llama/Llama-3.1-8B-Instruct --input query --reference reply --kind none`"
+)
+def init(
+    data: Annotated[str, typer.Option(help="Train rows: a JSONL, Parquet or CSV file (local, s3://, hf://).")],
+    model: Annotated[str, typer.Option(help="The teacher: a directory, a hub id, or `tiny`.")],
+    file: Annotated[Path | None, typer.Argument(help="The recipe to write; by default named after the data.")] = None,
+    test_data: Annotated[str | None, typer.Option(help="Test rows; by default some are held out of the data.")] = None,
+    input_: Annotated[str | None, typer.Option("--input", help="Column of the question.")] = None,
+    reference: Annotated[str | None, typer.Option(help="Column of the reference answer.")] = None,
+    answer: Annotated[str | None, typer.Option(help="Column of the short right answer.")] = None,
+    context: Annotated[str | None, typer.Option(help="Column of a text the question is about.")] = None,
+    messages: Annotated[str | None, typer.Option(help="Column of conversations, lists of {role, content}.")] = None,
+    kind: Annotated[str | None, typer.Option(help="What the final answer is: number, choice, …, none.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there already.")] = False,
+) -> None:
+    """Write a recipe for your own rows and model, each choice with its reason."""
+    from pipelines import starter
+
+    named = {"input": input_, "reference": reference, "answer": answer, "context": context, "messages": messages}
+    told = {field: column for field, column in named.items() if column}
+    path = file or Path(f"{Path(data).name.split('.')[0]}.toml")
+    notes = starter.write(path, data, test_data, model, told, kind, force)
+    for field, why in notes.items():
+        typer.echo(f"{field:24} {why}")
+    typer.echo(f"wrote {path}; read it, then: regrow run {path} --until prune")
 
 
 def _remembered(run: str) -> Any:

@@ -104,7 +104,7 @@ def _asked(model: Path, rows: list[dict[str, Any]]) -> list[Prompt]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    messages = [prompts.answer(prompts.question(row["context"], row["input"])) for row in rows]
+    messages = [prompts.of(row) for row in rows]
     if tokenizer.chat_template:
         return list(messages)
     return [prompts.text(tokenizer, message) for message in messages]

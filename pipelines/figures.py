@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from cluster import storage
 from cluster.artifacts import Artifact, versions
-from pipelines import prompts, shards
+from pipelines import contamination, conversations, prompts, shards
 from pipelines.recipe import Recipe, objective_of
 from pipelines.screen import say
 from pipelines.steps import Done
@@ -43,16 +43,16 @@ def records(data: Artifact, split: str) -> list[dict[str, Any]]:
     return [row for row in rows if row["split"] == split]
 
 
-def calibration(recipe: Recipe, data: Artifact) -> list[str]:
+def calibration(recipe: Recipe, data: Artifact) -> list[list[prompts.Message]]:
     """The questions that layer importance is measured on: train rows spread evenly over the tasks."""
     rows = records(data, "train") or records(data, "test")
     step = max(1, len(rows) // recipe.prune.calibration_rows)
     chosen = rows[::step][: recipe.prune.calibration_rows]
-    return [prompts.question(row["context"], row["input"]) for row in chosen]
+    return [prompts.of(row) for row in chosen]
 
 
 def targets(objective: str, data: Artifact, written: Artifact, out: Path) -> str:
-    """Write the student's training rows (id, prompt, target) and return the file's path: the original
+    """Write the student's training rows (id, prompt, history, target) and return the file's path: the original
     references for sft, the teacher's rewrites (or, fallen back, references) for sdd."""
     rows = records(data, "train")
     if objective == "sdd":
@@ -60,7 +60,13 @@ def targets(objective: str, data: Artifact, written: Artifact, out: Path) -> str
     else:
         said = {row["id"]: row["reference"] for row in rows}
     asked = [
-        {"id": r["id"], "prompt": prompts.question(r["context"], r["input"]), "target": said[r["id"]]} for r in rows
+        {
+            "id": row["id"],
+            "prompt": prompts.question(row["context"], row["input"]),
+            "history": row["history"],
+            "target": said[row["id"]],
+        }
+        for row in rows
     ]
     pq.write_table(pa.Table.from_pylist(asked), out / "data.parquet")
     return str(out / "data.parquet")
@@ -85,6 +91,7 @@ def gather(recipe: Recipe, outs: Outs, done: Done) -> Any:
     written = outs.get("generate", {}).get("")
     generation = [{**_summary(written), "data": "self_distill"}] if written and written.manifest() else []
     items = {name: _table(out.at("items.parquet")) for name, out in scored.items()}
+    shared = data.json("contamination.json")
     return Inputs(
         run={
             "name": recipe.name,
@@ -101,14 +108,17 @@ def gather(recipe: Recipe, outs: Outs, done: Done) -> Any:
         generation=generation,
         samples=_samples(written.url) if generation and written else [],
         stages=done.stages,
-        warnings=_warnings(generation, items),
+        warnings=_warnings(generation, items, shared),
         seed=recipe.seed,
         bootstrap=recipe.evaluate.bootstrap,
+        contamination=shared,
     )
 
 
-def _warnings(generation: list[dict[str, Any]], items: dict[str, list[dict[str, Any]]]) -> list[str]:
-    found = []
+def _warnings(
+    generation: list[dict[str, Any]], items: dict[str, list[dict[str, Any]]], shared: dict[str, Any]
+) -> list[str]:
+    found = contamination.warnings(shared)
     for made in generation:
         share = made["fallback"] / made["rows"] if made["rows"] else 0
         if share > 0.5:
@@ -118,6 +128,9 @@ def _warnings(generation: list[dict[str, Any]], items: dict[str, list[dict[str, 
     rows = items.get("teacher", [])
     if rows and sum(row["correct"] for row in rows) < 0.05 * len(rows):
         found.append("The teacher itself scores near zero on these tasks: recovery means nothing here.")
+    refused = sum(row["finish_reason"] == "refused" for row in rows)
+    if refused:
+        found.append(f"{refused} of {len(rows)} test questions are too long for the models and count as wrong.")
     for text in found:
         say(f"[yellow]warning[/yellow]: {text}")
     return found
@@ -156,7 +169,8 @@ def _samples(url: str) -> list[dict[str, Any]]:
     for row in shards.rewrites(url):
         group = taken.setdefault((row["verdict"], row["task"]), [])
         if len(group) < 2:
-            group.append({key: row[key] for key in ("task", "reference", "text", "verdict")} | {"prompt": row["input"]})
+            shown = {"prompt": conversations.transcript(prompts.of({**row, "context": ""}))}
+            group.append({key: row[key] for key in ("task", "reference", "text", "verdict")} | shown)
     return [row for group in taken.values() for row in group][:24]
 
 

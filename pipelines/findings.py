@@ -21,7 +21,8 @@ class Inputs:
 
     `models` lists the teacher, then the cut that students were trained from, then other cuts, then
     students. `items` and `scores` go by model name, `losses` by student name. `in_domain` holds the
-    tasks with train rows. `bootstrap` is the number of resamples behind every interval."""
+    tasks with train rows. `bootstrap` is the number of resamples behind every interval. `contamination` is
+    what test rows share with train rows (pipelines.contamination.check), None where it was not looked for."""
 
     run: dict[str, Any]
     models: Rows
@@ -36,6 +37,7 @@ class Inputs:
     warnings: list[str]
     seed: int
     bootstrap: int
+    contamination: dict[str, Any] | None = None
 
     def named(self, kind: str) -> list[str]:
         """The scored models of one kind, in order."""
@@ -60,7 +62,7 @@ class Inputs:
 
 
 def content(inputs: Inputs) -> dict[str, Any]:
-    """report.json: schema 1 and, beside it, `differences`, `tasks`, `losses` and `warnings`.
+    """report.json: schema 1 and, beside it, `differences`, `tasks`, `losses`, `contamination` and `warnings`.
 
     Averages are shares of right answers in [0, 1] and recovery is in per cent; what is not defined
     (or not finite) is null."""
@@ -81,6 +83,7 @@ def content(inputs: Inputs) -> dict[str, Any]:
         "losses": {name: summed(rows) for name, rows in inputs.losses.items()},
         "generation": [counted(row, inputs.stages) for row in inputs.generation],
         "stages": inputs.stages,
+        "contamination": inputs.contamination,
         "warnings": inputs.warnings,
         "bootstrap": {"resamples": inputs.bootstrap, "seed": inputs.seed, "level": recovery.LEVEL},
     }

@@ -13,13 +13,14 @@ from typing import Any
 import pyarrow as pa
 
 from cluster import storage
-from pipelines import prompts, shards, verdicts
+from pipelines import conversations, prompts, shards, verdicts
 from pipelines.recipe import Recipe
 from pipelines.screen import say
 
 
 def generate(recipe: Recipe, teacher: Path, rows: list[dict[str, Any]], url: str) -> dict[str, Any]:
     """Write `url/shards/part-*.parquet`, one row for each of `rows` (train records); returns the counts.
+    Rows without an answer are also in `url/quarantine.jsonl`, with the reason.
 
     Shards that are there already are left as they are. Raises RuntimeError where the engine cannot run."""
     began = time.monotonic()
@@ -29,7 +30,10 @@ def generate(recipe: Recipe, teacher: Path, rows: list[dict[str, Any]], url: str
     for shard in (shard for shard in pending if shard["skip"]):
         shards.refuse(url, shard["name"], shard["rows"])
     _watch(recipe, teacher, url, [shard for shard in pending if not shard["skip"]])
-    return shards.counts(url, len(rows)) | {"seconds": round(time.monotonic() - began, 1)}
+    made = shards.counts(url, len(rows))
+    if made["quarantined"]:
+        shards.quarantine(url)
+    return made | {"seconds": round(time.monotonic() - began, 1)}
 
 
 def _pending(recipe: Recipe, teacher: Path, rows: list[dict[str, Any]], url: str) -> Iterator[dict[str, Any]]:
@@ -50,7 +54,8 @@ def _pending(recipe: Recipe, teacher: Path, rows: list[dict[str, Any]], url: str
 
 def _asked(tokenizer: Any, row: dict[str, Any]) -> dict[str, Any]:
     question = prompts.question(row["context"], row["input"])
-    text = prompts.text(tokenizer, prompts.rewrite(question, row["reference"]))
+    before = conversations.load(row["history"])
+    text = prompts.text(tokenizer, prompts.rewrite(question, row["reference"], before))
     # A chat template writes its own begin token; a second one would shift the whole prompt.
     tokens = tokenizer(text, add_special_tokens=not tokenizer.chat_template).input_ids
     return {**row, "prompt": text, "tokens": tokens}

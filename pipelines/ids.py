@@ -11,7 +11,7 @@ from cluster.artifacts import Artifact, digest_of
 from pipelines import lm_tasks, models, prepare
 from pipelines.recipe import Recipe, Student, objective_of
 
-FORMATS = {"prune": 1, "generate": 1, "train": 1, "evaluate": 1}
+FORMATS = {"prepare": 2, "prune": 1, "generate": 2, "train": 2, "evaluate": 1}
 WEIGHTS = (".safetensors", ".bin", ".json", ".model", ".jinja")
 
 
@@ -24,19 +24,23 @@ class Shaped:
         self.needs_teacher = any(objective_of(s.name) == "sdd" for s in recipe.student)
 
     def prepare(self) -> dict[str, Any]:
-        """Data sets, their files' content, and the seed where rows are generated."""
-        import hashlib
-
+        """Data sets, their files' content, whether students need references, and the seed where rows are generated."""
         part = [d.model_dump(exclude={"source", "test_source"}) for d in self.recipe.dataset]
         named = [d.source for d in self.recipe.dataset if d.source in ("tiny-tasks", "gsm8k-sample")]
         found = {}
-        for url in prepare.sources(self.recipe):
+        for name, url in prepare.sources(self.recipe).items():
             try:
-                found[url.rsplit("/", 1)[-1]] = hashlib.sha256(storage.read(url)).hexdigest()
+                found[name] = storage.digest(url)
             except (OSError, ValueError, ImportError) as error:
                 raise ValueError(f"data file {url!r} cannot be read: {error}") from error
-        seed = self.recipe.seed if "tiny-tasks" in named else None
-        return _record("prepare", prepare.FORMAT, {"dataset": part, "named": named, "seed": seed}, [], found)
+        shaping = {
+            "dataset": part,
+            "named": named,
+            "seed": self.recipe.seed if "tiny-tasks" in named else None,
+            "overlap_words": self.recipe.evaluate.overlap_words,
+            "trained": prepare.learned_from(self.recipe),
+        }
+        return _record("prepare", FORMATS["prepare"], shaping, [], found)
 
     def prune(self, method: str, data: Artifact) -> dict[str, Any]:
         """Method, number of layers and calibration rows; the teacher's weights."""
@@ -57,7 +61,8 @@ class Shaped:
 
     def evaluate(self, made: Artifact | None, data: Artifact) -> dict[str, Any]:
         """Suites and answer length; the model and the test rows."""
-        part = self.recipe.evaluate.model_dump(exclude={"concurrency", "bootstrap", "lm_eval"}) | self._engine()
+        part = self.recipe.evaluate.model_dump(exclude={"concurrency", "bootstrap", "lm_eval", "overlap_words"})
+        part |= self._engine()
         names = [lm_tasks.named(task)[0] for task in self.recipe.evaluate.lm_eval]
         files = {name: digest_of(Path(name).parent) for name in names if "/" in name}
         part["lm_eval"] = [task.rsplit("/", 1)[-1] for task in self.recipe.evaluate.lm_eval]

@@ -25,7 +25,7 @@ def resolve(model: str) -> Path:
     if model == "tiny":
         return TINY
     path = Path(model).expanduser()
-    if not _looks_local(model):
+    if on_hub(model):
         return _from_hub(model)
     if not path.is_dir():
         raise ValueError(f"model directory {model!r} does not exist; give a directory, a hub id (org/name) or 'tiny'")
@@ -41,7 +41,7 @@ def describe(model: str) -> Described:
     packaged under recipes/architectures by hub id, else from the hub, its config.json alone.
 
     Raises ValueError where none of them has it."""
-    if model == "tiny" or _looks_local(model):
+    if not on_hub(model):
         folder = resolve(model)
         return Described(configuration(folder), f"{folder.name}/config.json", folder)
     from huggingface_hub import try_to_load_from_cache
@@ -55,6 +55,12 @@ def describe(model: str) -> Described:
         if config["_name_or_path"].lower() == name.lower():
             return Described(config, f"packaged architectures/{file.name}", None)
     return Described(_json(_config_from_hub(model)), "the hub", None)
+
+
+def on_hub(model: str) -> bool:
+    """Whether `model` is an id on the hub, not a directory of this machine."""
+    local = model == "tiny" or model.startswith(("/", ".", "~")) or Path(model).exists()
+    return not local and model.count("/") == 1
 
 
 def readable(folder: Path) -> None:

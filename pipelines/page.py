@@ -35,6 +35,7 @@ def render(inputs: Inputs, made: Made) -> str:
         "comparisons": comparisons(inputs, made),
         "grid": grid(inputs, made),
         "suites": suites(made),
+        "seen": seen(inputs),
         "cut": cut(inputs),
         "training": training(inputs),
         "generation": [{**row, "picture": plots.shares(row)} for row in made["generation"]],
@@ -149,6 +150,15 @@ def suites(made: Made) -> list[dict[str, Any]]:
             row = rows.setdefault(key, {"suite": key[0], "task": key[1], "metric": key[2], "n": score["n"], "by": {}})
             row["by"][score["model"]] = score
     return list(rows.values())
+
+
+def seen(inputs: Inputs) -> dict[str, Any] | None:
+    """How many test questions share words with train rows, in all and by task."""
+    found = inputs.contamination
+    if not found or not found["tasks"]:
+        return None
+    sums = {key: sum(task[of] for task in found["tasks"]) for key, of in (("rows", "rows"), ("questions", "question"))}
+    return {**found, **sums}
 
 
 def cut(inputs: Inputs) -> dict[str, Any] | None:

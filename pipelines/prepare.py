@@ -7,34 +7,42 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from rich.markup import escape
 
-from pipelines import families, records, styles
-from pipelines.recipe import Dataset, Recipe
+from pipelines import contamination, families, records, splits, styles
+from pipelines.recipe import Dataset, Recipe, objective_of
 from pipelines.records import BadRow, Record
+from pipelines.screen import say
 
-FORMAT = 1
 GSM8K = Path(__file__).parent / "recipes" / "gsm8k"
 
 
 def prepare(recipe: Recipe, out: Path) -> dict[str, Any]:
-    """Write `records.parquet` and `bad_rows.jsonl`; returns the counts.
+    """Write `records.parquet`, `bad_rows.jsonl` and `contamination.json`; returns the counts.
 
-    Raises ValueError where a data set is empty, a file is missing, or more rows are bad than allowed."""
+    Raises ValueError where a data set is empty, a file is missing, more rows are bad than allowed, or a test
+    question is a train question too."""
     found: list[Record] = []
     bad: list[BadRow] = []
     for dataset in recipe.dataset:
-        good, refused = read(dataset, recipe.seed)
+        good, refused = read(dataset, recipe.seed, learned_from(recipe))
         if len(refused) > dataset.max_bad_rows:
-            first = refused[0]
             raise ValueError(
                 f"data set {dataset.name!r}: {len(refused)} bad rows, {dataset.max_bad_rows} allowed (max_bad_rows); "
-                f"the first is {first.file} line {first.line}: {first.reason}"
+                f"the first is {refused[0].file} line {refused[0].line}: {refused[0].reason}"
             )
         if not good:
             raise ValueError(f"data set {dataset.name!r} ({dataset.source}) has no rows; give a file with rows in it")
+        if refused:
+            first = f"{refused[0].file} line {refused[0].line}: {refused[0].reason}"
+            say(escape(f"prepare: bad rows of {dataset.name} set aside: {len(refused)}; the first is {first}"))
         found += good
         bad += refused
-    _no_overlap(found)
+    splits.apart(found)
+    shared = contamination.check([vars(record) for record in found], recipe.evaluate.overlap_words)
+    for warning in contamination.warnings(shared):
+        say(f"[yellow]warning[/yellow]: {escape(warning)}")
+    (out / "contamination.json").write_text(json.dumps(shared, indent=1, ensure_ascii=False), encoding="utf8")
     pq.write_table(records.table(found), out / "records.parquet")
     (out / "bad_rows.jsonl").write_text("".join(json.dumps(asdict(row)) + "\n" for row in bad))
     counts = Counter((record.task, record.split) for record in found)
@@ -42,17 +50,25 @@ def prepare(recipe: Recipe, out: Path) -> dict[str, Any]:
         "rows": len(found),
         "bad_rows": len(bad),
         "tasks": [{"task": task, "split": split, "rows": n} for (task, split), n in counts.items()],
+        "contaminated": sum(task["question"] for task in shared["tasks"]),
     }
 
 
-def sources(recipe: Recipe) -> list[str]:
-    """The external files that the data sets read: their content shapes the artifact."""
-    return [url for dataset in recipe.dataset for _, url in urls(dataset)]
+def learned_from(recipe: Recipe) -> bool:
+    """Whether students are trained on the references (or on what is written after them)."""
+    return any(objective_of(student.name) != "none" for student in recipe.student)
 
 
-def read(dataset: Dataset, seed: int) -> tuple[list[Record], list[BadRow]]:
-    """The records of one data set, and the rows that could not be read. Raises ValueError for a missing file."""
-    return _tiny(dataset, seed) if dataset.source == "tiny-tasks" else _files(dataset)
+def sources(recipe: Recipe) -> dict[str, str]:
+    """`data set/split` → the external file read for it: its content shapes the artifact."""
+    return {f"{dataset.name}/{split}": url for dataset in recipe.dataset for split, url in urls(dataset)}
+
+
+def read(dataset: Dataset, seed: int, trained: bool = True) -> tuple[list[Record], list[BadRow]]:
+    """The records of one data set, and the rows that could not be read; `trained`: train rows need a reference.
+
+    Raises ValueError for a missing file."""
+    return _tiny(dataset, seed) if dataset.source == "tiny-tasks" else _files(dataset, trained)
 
 
 def _tiny(dataset: Dataset, seed: int) -> tuple[list[Record], list[BadRow]]:
@@ -90,27 +106,25 @@ def urls(dataset: Dataset) -> list[tuple[str, str]]:
     return [("train", dataset.source), *([("test", dataset.test_source)] if dataset.test_source else [])]
 
 
-def _files(dataset: Dataset) -> tuple[list[Record], list[BadRow]]:
+def _files(dataset: Dataset, trained: bool) -> tuple[list[Record], list[BadRow]]:
     if dataset.source == "gsm8k-sample":
         dataset = dataset.model_copy(update={"format": "gsm8k"})
     good: list[Record] = []
     bad: list[BadRow] = []
-    for split, url in urls(dataset):
+    files = urls(dataset)
+    hold_out = dataset.test_rows if len(files) == 1 else None
+    for split, url in files:
         limit = dataset.rows if split == "train" else dataset.test_rows
-        rows, refused = records.read(dataset, url, split, limit)
+        rows, refused = records.read(dataset, url, split, None if hold_out else limit, trained and split == "train")
         if not rows and not refused:
             raise ValueError(f"data set {dataset.name!r}: {url} is empty; give a file with rows in it")
+        if hold_out and rows:
+            train, test = splits.held_out(rows, hold_out)
+            if not train:
+                raise ValueError(
+                    f"data set {dataset.name!r}: test_rows = {hold_out} leaves none of {len(rows)} rows to train on"
+                )
+            rows = [*train[: dataset.rows], *test]
         good += rows
         bad += refused
     return good, bad
-
-
-def _no_overlap(found: list[Record]) -> None:
-    """A question that is trained on is never scored: raises ValueError naming the first one."""
-    trained = {(record.context, record.input) for record in found if record.split == "train"}
-    for record in found:
-        if record.split == "test" and (record.context, record.input) in trained:
-            raise ValueError(
-                f"task {record.task!r}: the test question {record.input[:80]!r} is a train question too; "
-                "take it out of one of the files"
-            )

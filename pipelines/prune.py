@@ -31,19 +31,25 @@ def check(recipe: Recipe, teacher: Path) -> None:
 
 def check_config(recipe: Recipe, config: dict[str, Any], where: str) -> None:
     """The same for the content of a config.json; `where` names it."""
-    text = config.get("text_config") or config
-    depth = next((text[key] for key in DEPTHS if isinstance(text.get(key), int)), None)
-    if depth is None:
-        raise ValueError(f"teacher.model: {where} does not say how many layers there are (num_hidden_layers)")
+    total = depth(config, where)
     if "quantization_config" in config:
         raise ValueError(
             "teacher.model is a quantized checkpoint; give the unquantized one, students are trained from it"
         )
-    cuts.check_count(recipe.prune.layers, depth)
+    cuts.check_count(recipe.prune.layers, total)
 
 
-def measure(recipe: Recipe, teacher: Path, questions: list[str]) -> Importance:
-    """The importance of the teacher's blocks on `questions`, each as the model is asked it."""
+def depth(config: dict[str, Any], where: str) -> int:
+    """The number of decoder blocks that a config.json states. Raises ValueError where it states none."""
+    text = config.get("text_config") or config
+    found = next((text[key] for key in DEPTHS if isinstance(text.get(key), int)), None)
+    if found is None:
+        raise ValueError(f"teacher.model: {where} does not say how many layers there are (num_hidden_layers)")
+    return found
+
+
+def measure(recipe: Recipe, teacher: Path, questions: list[list[prompts.Message]]) -> Importance:
+    """The importance of the teacher's blocks on `questions`, the messages that ask each."""
     import torch
     from transformers import AutoTokenizer
 
@@ -82,7 +88,7 @@ def prune(recipe: Recipe, method: str, teacher: Path, importance: Importance, ou
     removed = cuts.choose(method, recipe.prune.layers, importance)
     # loaded again, in the checkpoint's own dtype: what is kept is kept to the bit
     model = _load(teacher, "auto")
-    before, depth = _parameters(model), len(importance.influence)
+    before, total = _parameters(model), len(importance.influence)
     layers.remove(model, removed)
     if wrong := layers.mismatches(model):
         raise ValueError(
@@ -94,8 +100,8 @@ def prune(recipe: Recipe, method: str, teacher: Path, importance: Importance, ou
         "method": method,
         "parameters_before": before,
         "parameters_after": _parameters(model),
-        "layers_before": depth,
-        "layers_after": depth - len(removed),
+        "layers_before": total,
+        "layers_after": total - len(removed),
         "distance": cuts.distance(importance, removed),
     }
     _save(recipe, model, tokenizer, teacher, summary, out / "model")
@@ -109,18 +115,18 @@ def prune(recipe: Recipe, method: str, teacher: Path, importance: Importance, ou
     }
     (out / "importance.json").write_text(json.dumps(table, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     draw(importance, removed, method, out / "importance.svg")
-    say(f"prune ({method}): removed blocks {removed} of {depth}, angular distance {summary['distance']:.4f}")
+    say(f"prune ({method}): removed blocks {removed} of {total}, angular distance {summary['distance']:.4f}")
     return summary
 
 
-def _calibration(recipe: Recipe, tokenizer: Any, questions: Sequence[str]) -> list[list[int]]:
+def _calibration(recipe: Recipe, tokenizer: Any, questions: Sequence[list[prompts.Message]]) -> list[list[int]]:
     """Token ids of the questions as the model is asked them; a seeded sample where there are more than
     `prune.calibration_rows`. A prompt that is too long loses its beginning: its last token is measured."""
     rows = recipe.prune.calibration_rows
     if len(questions) > rows:
         questions = random.Random(recipe.seed).sample(list(questions), rows)
     chat = bool(tokenizer.chat_template)
-    rendered = [prompts.text(tokenizer, prompts.answer(question)) for question in questions]
+    rendered = [prompts.text(tokenizer, messages) for messages in questions]
     texts = [
         tokenizer(text, add_special_tokens=not chat).input_ids[-recipe.teacher.max_model_len :] for text in rendered
     ]

@@ -44,12 +44,20 @@ class Dataset(Section):
     test_families: tuple[str, ...] = Field((), description="tiny-tasks: the families to test on; empty: all")
     style: Literal["prose", "notes"] = Field("prose", description="tiny-tasks: the voice of the reference answers")
     rows: int | None = Field(None, ge=1, description="Train rows at most (tiny-tasks: exactly)")
-    test_rows: int | None = Field(None, ge=1, description="Test rows at most (tiny-tasks: for each family)")
+    test_rows: int | None = Field(
+        None,
+        ge=1,
+        description="Test rows at most (tiny-tasks: for each family); without test_source: held out of source",
+    )
     format: Literal["columns", "gsm8k"] = Field("columns", description="gsm8k: question, answer with a `####` line")
     input: str = Field("question", description="Column of the question")
     reference: str = Field("answer", description="Column of the reference answer")
     answer: str | None = Field(None, description="Column of the short right answer; None: taken out of the reference")
     context: str | None = Field(None, description="Column of a text the question is about")
+    messages: str | None = Field(
+        None,
+        description="Column of a list of {role, content} in place of input; its last turn is the reference",
+    )
     kind: Literal["number", "choice", "label", "text", "list", "expression", "none"] = Field(
         "number", description="What the final answer is; none: open-ended"
     )
@@ -110,6 +118,9 @@ class Evaluate(Section):
         (), description="lm-eval tasks: names, or YAML files beside the recipe; `:5` after one shows five examples"
     )
     lm_eval_limit: int | None = Field(None, ge=1, description="Items of each lm-eval task")
+    overlap_words: int = Field(
+        13, ge=4, description="Words in a row that a test row shares with a train row to count as contaminated"
+    )
     bootstrap: int = Field(2000, ge=100, description="Resamples of the paired bootstrap")
 
 

@@ -22,8 +22,8 @@ Summary = dict[str, Any]
 Made = Iterator[tuple[str, Summary]]
 
 
-def run(recipe: Recipe, until: str = "report") -> dict[str, Any] | None:
-    """Do every stage up to `until`, reusing what is there; returns report.json's content at the end."""
+def run(recipe: Recipe, until: str = "report") -> Done:
+    """Do every stage up to `until`, reusing what is there; returns what was done, the report among it at the end."""
     check(recipe)
     done, story = Done(), steps(recipe)
     figures.remember(recipe)
@@ -35,8 +35,9 @@ def run(recipe: Recipe, until: str = "report") -> dict[str, Any] | None:
                 perform(todo, done)
     if until != "report":
         say(f"stopped after {until}, as asked")
-        return None
-    return figures.report(recipe, {s.stage: s.outs for s in story}, done)
+    else:
+        done.report = figures.report(recipe, {s.stage: s.outs for s in story}, done)
+    return done
 
 
 def again(recipe: Recipe) -> dict[str, Any] | None:
@@ -44,7 +45,7 @@ def again(recipe: Recipe) -> dict[str, Any] | None:
     done, story = Done(), steps(recipe)
     for out in (out for s in story for out in s.outs.values()):
         if manifest := out.manifest():
-            done.add(manifest, reused=True)
+            done.add(out, manifest, reused=True)
     outs = {s.stage: s.outs for s in story}
     return figures.report(recipe, outs, done) if any(out.manifest() for out in outs["evaluate"].values()) else None
 

@@ -5,6 +5,7 @@ is there under a final name is whole, and a second writer's copy is thrown away.
 """
 
 import io
+import json
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 
 from cluster import storage
 from pipelines import verdicts
+from pipelines.steps import QUARANTINE
 
 OURS = pa.schema(
     [(name, pa.string()) for name in ("id", "task", "prompt", "reference", "text", "rationale", "label", "target")]
@@ -22,7 +24,8 @@ OURS = pa.schema(
 )
 
 
-CARRIED = ("id", "task", "context", "input", "reference", "answer", "kind", "split", "prompt", "shard", "shard_rows")
+INPUT = ("id", "task", "context", "input", "kind", "answer", "split", "history")
+CARRIED = (*INPUT, "reference", "prompt", "shard", "shard_rows")
 GENERATED = ("generated_text", "num_generated_tokens", "num_input_tokens", "__inference_error__")
 
 
@@ -48,8 +51,17 @@ def counts(url: str, expected: int) -> dict[str, Any]:
     fallback = sum(tally[v] for v in verdicts.VERDICTS if v not in verdicts.KEPT)
     return {
         "data": "self_distill", "rows": expected, **{v: tally[v] for v in verdicts.VERDICTS}, "fallback": fallback,
-        "quarantined": 0, "prompt_tokens": tokens["prompt"], "completion_tokens": tokens["completion"],
+        "quarantined": tally["error"], "prompt_tokens": tokens["prompt"], "completion_tokens": tokens["completion"],
     }  # fmt: skip
+
+
+def quarantine(url: str) -> None:
+    """Write `url/quarantine.jsonl`: the rows that no engine could answer, one a line, each with its reason."""
+    held = [row for row in rewrites(url) if row["verdict"] == "error"]
+    lines = [
+        json.dumps({key: row[key] for key in ("id", "task", "error", "input")}, ensure_ascii=False) for row in held
+    ]
+    storage.create(storage.join(url, QUARANTINE), "".join(f"{line}\n" for line in lines).encode())
 
 
 def judge_and_commit(block: pa.Table, max_tokens: int, url: str) -> pa.Table:
@@ -96,7 +108,7 @@ def _judged(row: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
     """One output row, as the schema in the reference has it."""
     about = {key: row[key] for key in ("kind", "answer", "prompt", "reference")}
     said = verdicts.verdict(text=made["text"], finish_reason=made["finish_reason"], error=made["error"], **about)
-    kept = {key: row[key] for key in ("id", "task", "context", "input", "kind", "answer", "split")}
+    kept = {key: row[key] for key in INPUT}
     ours = {"sample": 0, "prompt": row["prompt"], "reference": row["reference"], "rationale": None, "label": None}
     return kept | ours | made | {"verdict": said, "target": verdicts.target(said, made["text"], row["reference"])}
 

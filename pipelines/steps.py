@@ -8,6 +8,7 @@ from typing import Any
 from cluster.artifacts import Artifact, artifact
 from pipelines.screen import say
 
+QUARANTINE = "quarantine.jsonl"
 Work = Callable[[dict[str, Artifact]], Iterator[tuple[str, dict[str, Any]]]]
 
 
@@ -29,14 +30,20 @@ class Step:
 
 @dataclass
 class Done:
-    """What a run did so far: one row a finished artifact, as report.json shows it."""
+    """What a run did so far: one row a finished artifact, as report.json shows it; sentences on rows that are
+    in quarantine; and, where the run came to its end, report.json's content."""
 
     stages: list[dict[str, Any]] = field(default_factory=list)
+    quarantine: list[str] = field(default_factory=list)
+    report: dict[str, Any] | None = None
 
-    def add(self, manifest: dict[str, Any], reused: bool) -> None:
+    def add(self, out: Artifact, manifest: dict[str, Any], reused: bool) -> None:
         """Note one artifact."""
         row = {"name": manifest["name"], "id": manifest["id"], "seconds": manifest["seconds"], "reused": reused}
         self.stages.append(row)
+        if held := manifest["summary"].get("quarantined"):
+            of = manifest["summary"]["rows"]
+            self.quarantine.append(f"{held:,} of {of:,} rows of {out.name}, with their reasons in {out.at(QUARANTINE)}")
 
 
 def step(run_dir: str, stage: str, records: dict[str, dict[str, Any]], work: Work, ray: bool = False) -> Step:
@@ -50,13 +57,13 @@ def perform(step: Step, done: Done) -> None:
     pending = step.pending()
     for name, out in step.outs.items():
         if name not in pending:
-            done.add(out.manifest() or {}, reused=True)
+            done.add(out, out.manifest() or {}, reused=True)
     if not pending:
         say(f"{step.stage}: reused ({', '.join(out.id[:8] for out in step.outs.values())})")
         return
     began = time.monotonic()
     for name, summary in step.work(pending):
         manifest = pending[name].commit(step.records[name], time.monotonic() - began, summary)
-        done.add(manifest, reused=False)
+        done.add(pending[name], manifest, reused=False)
         say(f"{pending[name].name}: done in {manifest['seconds']:.0f} s ({manifest['id'][:8]})")
         began = time.monotonic()

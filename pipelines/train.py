@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines import batches, cards, checkpoints, models, prompts
+from pipelines import batches, cards, checkpoints, conversations, models, prompts
 from pipelines.recipe import Recipe, Student, objective_of
 from pipelines.screen import say
 
@@ -30,7 +30,8 @@ ENVIRONMENT = {  # Ray Train's own settings, unless the user has set them
 
 
 def train(recipe: Recipe, student: Student, pruned: Path, data: str, out: Path) -> dict[str, Any]:
-    """Train `student` from the checkpoint in `pruned` on `data` (Parquet: id, prompt, target).
+    """Train `student` from the checkpoint in `pruned` on `data` (Parquet: id, prompt, target, and where
+    questions stand in conversations, history).
 
     Needs a Ray session. Writes `out`/model, `out`/losses.jsonl and, for LoRA, `out`/adapter; while it
     runs, `out`/checkpoints, which every node must see. Tokens in losses.jsonl and in the summary are
@@ -66,16 +67,19 @@ def read(pruned: Path, data: str, max_length: int) -> tuple[batches.Packed, int,
     fs, path = storage.filesystem(data)
     columns = ["id", "prompt", "target"]
     with fs.open(path, "rb") as file:
-        missing = set(columns) - set(parquet.read_schema(file).names)
+        there = parquet.read_schema(file).names
+        missing = set(columns) - set(there)
         if missing:
             raise ValueError(f"training data {data} lack the column {sorted(missing)[0]!r}; needed: id, prompt, target")
-        table = parquet.read_table(file, columns=columns).sort_by("id")
+        table = parquet.read_table(file, columns=columns + ["history"] * ("history" in there)).sort_by("id")
     for name in columns:
         if table[name].null_count:
             raise ValueError(f"training data {data}: {table[name].null_count} rows have no {name}")
     tokenizer = AutoTokenizer.from_pretrained(pruned, local_files_only=True)
-    pairs = zip(table["prompt"].to_pylist(), table["target"].to_pylist(), strict=True)
-    rows = [batches.encode(tokenizer, prompts.answer(prompt), target) for prompt, target in pairs]
+    rows = [
+        batches.encode(tokenizer, prompts.answer(row["prompt"], conversations.load(row.get("history"))), row["target"])
+        for row in table.to_pylist()
+    ]
     kept = [row for row in rows if len(row.ids) <= max_length]
     if not kept:
         why = f"all {len(rows)} rows are longer than max_length = {max_length} tokens" if rows else "there are no rows"

@@ -51,6 +51,13 @@ def damage(home: Path, what: str) -> None:
             (home / "mine.toml").write_text(RECIPE + "layers = [")
         case "empty data":
             (home / "rows.jsonl").write_text("")
+        case "broken data":
+            with (home / "rows.jsonl").open("a") as file:
+                file.write('{"question": "1 + 1?"\n')
+        case "no reference":
+            (home / "mine.toml").write_text(RECIPE + '[[student]]\nname = "sft"\n')
+            with (home / "rows.jsonl").open("a") as file:
+                file.write('{"question": "What do you think?", "answer": ""}\n')
         case "no data":
             (home / "rows.jsonl").unlink()
         case "no tokenizer":
@@ -68,6 +75,12 @@ def damage(home: Path, what: str) -> None:
         ("broken toml", [], "mine.toml: not valid TOML"),
         ("empty data", [], "rows.jsonl is empty"),
         ("no data", [], "rows.jsonl' cannot be read"),
+        ("broken data", [], "rows.jsonl line 6: not JSON"),
+        (
+            "no reference",
+            ["dataset.0.kind=none"],
+            "rows.jsonl line 6: column 'answer' is empty; students learn from it",
+        ),
         ("no tokenizer", [], "has no tokenizer"),
         ("no model", [], "does not exist"),
         ("", ["prune.layers=3"], "choose 1 to 2"),
@@ -115,3 +128,44 @@ def test_until_prune_then_again_reuses_and_status_tells(regrow: Regrow, home: Pa
     assert other.returncode == 0
     assert len(list(home.glob("runs/mine/artifacts/prune-*/manifest.json"))) == 4, "changed work goes beside, not over"
     assert regrow("report", "runs/mine").returncode == 2
+
+
+def test_init_writes_a_recipe_that_runs_and_is_never_written_over(regrow: Regrow, home: Path) -> None:
+    help = regrow("recipes", "init", "--help").stdout
+    assert "Examples" in help and "--data" in help and "--model" in help
+    words = ("recipes", "init", "own.toml", "--data", "rows.jsonl", "--model", "./teacher")
+    made = regrow(*words)
+    assert made.returncode == 0, made.stderr
+    assert "column 'question' is in the first 5 rows" in made.stdout and "wrote own.toml" in made.stdout
+    again = regrow(*words)
+    assert again.returncode == 2 and "--force writes over it" in again.stderr and "Traceback" not in again.stderr
+    assert regrow(*words, "--force").returncode == 0
+    run = regrow("run", "own.toml", "--until", "prune")
+    assert run.returncode == 0, run.stderr
+    assert len(list(home.glob("runs/own/artifacts/*/manifest.json"))) == 3
+
+
+def test_bad_rows_within_the_limit_are_set_aside_and_told(regrow: Regrow, home: Path) -> None:
+    """Two equal rows stay two rows; a broken one ends in bad_rows.jsonl with its line."""
+    rows = home / "rows.jsonl"
+    rows.write_text(rows.read_text() + rows.read_text().splitlines()[0] + '\n{"question": "1 + 1?"\n')
+    done = regrow("run", "mine.toml", "dataset.0.max_bad_rows=1", "--until", "prepare")
+    assert done.returncode == 0, done.stderr
+    assert "bad rows of sums set aside: 1" in done.stderr and "line 7: not JSON" in done.stderr
+    (folder,) = home.glob("runs/mine/artifacts/prepare-*")
+    assert json.loads((folder / "manifest.json").read_text())["summary"]["rows"] == 6
+    assert json.loads((folder / "bad_rows.jsonl").read_text())["line"] == 7
+
+
+def test_rows_too_long_for_the_engine_end_in_quarantine_and_status_3(regrow: Regrow, home: Path) -> None:
+    """No row fits, so no engine is started."""
+    (home / "mine.toml").write_text(RECIPE + '[[student]]\nname = "sdd"\n')
+    (home / "rows.jsonl").write_text(json.dumps({"question": "1 + " * 200 + "1?", "answer": "It is 201."}) + "\n")
+    words = ("run", "mine.toml", "teacher.max_model_len=64", "generate.max_tokens=32", "--until", "generate")
+    for _ in range(2):  # the second time everything is reused, and the rows are still there
+        done = regrow(*words)
+        assert done.returncode == 3, done.stderr
+        assert "done, but rows are in quarantine: 1 of 1 rows of generate" in done.stderr
+        (file,) = home.glob("runs/mine/artifacts/generate-*/quarantine.jsonl")
+        assert str(file) in done.stderr
+        assert "too many for teacher.max_model_len" in json.loads(file.read_text())["error"]

@@ -12,7 +12,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.artifacts import Artifact
-from pipelines import figures, generate, models, prepare, prompts, recipe_file, shards, tiny_scores, verdicts
+from pipelines import (
+    conversations,
+    figures,
+    generate,
+    models,
+    prepare,
+    prompts,
+    recipe_file,
+    shards,
+    tiny_scores,
+    verdicts,
+)
 
 pytestmark = pytest.mark.timeout(400)
 SETTINGS = [
@@ -21,6 +32,11 @@ SETTINGS = [
     "generate.shard_rows=8",
     "generate.max_num_seqs=8",
     "cluster.cpus=8",
+]
+EARLIER = [  # of four rows, which stand in a conversation
+    {"role": "system", "content": "Answer with care."},
+    {"role": "user", "content": "What is 3 + 4?"},
+    {"role": "assistant", "content": "3 + 4 = 7\n#### 7"},
 ]
 SCRIPT = """
 import json, sys
@@ -37,7 +53,8 @@ with session("local", 8):
 def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     out = tmp_path_factory.mktemp("prepare")
     prepare.prepare(recipe_file.load("quickstart", SETTINGS), out)
-    return figures.records(Artifact("prepare", "x", str(out)), "train")
+    made = figures.records(Artifact("prepare", "x", str(out)), "train")
+    return [{**row, "history": conversations.dump(EARLIER) if i < 4 else ""} for i, row in enumerate(made)]
 
 
 def parts(url: Path) -> dict[str, bytes]:
@@ -81,6 +98,10 @@ def check_rows(made: list[dict]) -> None:
     for row in made:
         assert row["target"] == verdicts.target(row["verdict"], row["text"], row["reference"])
         assert row["prompt_tokens"] > 0 and row["completion_tokens"] > 0 and row["error"] == ""
+    whole = (
+        "<|system|>Answer with care.<|end|><|user|>What is 3 + 4?<|end|><|assistant|>3 + 4 = 7\n#### 7<|end|><|user|>"
+    )
+    assert sum(row["prompt"].startswith(whole) and row["history"] != "" for row in made) == 4
     kept = sum(row["verdict"] == "match" for row in made)
     assert kept >= 0.85 * len(made), f"the tiny teacher keeps {kept} of {len(made)} answers"
     assert not any(row["text"] == row["reference"] for row in made)
@@ -92,7 +113,8 @@ def check_greedy(made: list[dict]) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(models.TINY)
     model = AutoModelForCausalLM.from_pretrained(models.TINY, dtype="float32").eval()
-    asked = [prompts.rewrite(row["input"], row["reference"]) for row in made]
+    asked = [prompts.rewrite(row["input"], row["reference"], conversations.load(row["history"])) for row in made]
+    assert any(len(messages) > 1 for messages in asked)
     said = tiny_scores.write(model, tokenizer, asked, longest=160)
     assert sum(text == row["text"] for text, row in zip(said, made, strict=True)) >= len(made) - 1
 
@@ -101,6 +123,6 @@ def test_a_prompt_too_long_is_an_error_row_and_falls_back(rows: list[dict], tmp_
     """Rows that cannot fit never reach the engine: error verdict, reference as target, counted."""
     long = [{**row, "input": row["input"] * 60} for row in rows[:3]]
     summary = generate.generate(recipe_file.load("quickstart", SETTINGS), models.resolve("tiny"), long, str(tmp_path))
-    assert summary["error"] == summary["fallback"] == 3
+    assert summary["error"] == summary["fallback"] == summary["quarantined"] == 3
     row = pq.read_table(tmp_path / "shards" / "long-00000.parquet").to_pylist()[0]
     assert "max_model_len" in row["error"] and row["target"] == row["reference"]

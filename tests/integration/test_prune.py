@@ -32,7 +32,8 @@ def recipe(teacher: Path | str, blocks: int = 2, max_model_len: int = 1024, **mo
 
 def cut(asked: Recipe, method: str, teacher: Path, questions: list[str], out: Path) -> dict[str, Any]:
     """Measure and prune, as the stage does."""
-    return prune.prune(asked, method, teacher, prune.measure(asked, teacher, questions), out)
+    importance = prune.measure(asked, teacher, [prompts.answer(question) for question in questions])
+    return prune.prune(asked, method, teacher, importance, out)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -168,7 +169,7 @@ def test_too_many_questions_are_sampled_and_long_ones_keep_their_end(teacher: Pa
     assert table["rows"] == 3
     whole = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32)
     words = AutoTokenizer.from_pretrained(teacher)
-    texts = prune._calibration(many, words, long)
+    texts = prune._calibration(many, words, [prompts.answer(question) for question in long])
     assert [len(text) for text in texts] == [64] * 3
     assert words.decode(texts[0]).endswith("?<|end|><|assistant|>")
     assert table["influence"] == layers.measure(whole, texts).influence

@@ -58,7 +58,22 @@ def example(n: int = 50) -> Inputs:
         warnings=[],
         seed=0,
         bootstrap=2000,
+        contamination=contamination(n),
     )  # fmt: skip
+
+
+def contamination(n: int) -> dict:
+    """Three questions and two references of two tasks share words with train rows."""
+    dirty = {"story": {"question": 2, "reference": 2}, "sort": {"question": 1}}
+    tasks = [{"task": task, "rows": n, "question": 0, "reference": 0, **dirty.get(task, {})}
+             for task in (*IN_DOMAIN, *OUTSIDE)]  # fmt: skip
+    words = "how many cards does nina have in all after she has found 17"
+    texts = {
+        "test": "How many cards does Nina have in all, after she has found 17 more?",
+        "train": "Nina has 60 cards.",
+    }
+    return {"words": 13, "tasks": tasks, "examples": [
+        {"task": "story", "field": "question", "words": words, "id": "a", "train_id": "b", **texts}]}  # fmt: skip
 
 
 def model(name: str) -> dict:
@@ -128,6 +143,8 @@ def hostile() -> Inputs:
         warnings=[HOSTILE, LONG],
         items={name: [{**row, "task": row["task"].replace("sort", foul)} for row in rows]
                for name, rows in made.items.items()},
+        contamination={"words": 13, "tasks": [{"task": foul, "rows": 50, "question": 1, "reference": 0}],
+                       "examples": [{"task": foul, "field": "question", "words": foul, "test": foul, "train": LONG}]},
     )  # fmt: skip
 
 
@@ -207,6 +224,17 @@ def test_report_json_follows_the_schema(tmp_path):
     assert {("sdd", "angular"), ("sft", "angular"), ("angular", "tail")} < {(a, b) for a, b, _ in gaps}
     assert made["generation"][0]["seconds"] == 92.4  # the stage's
     assert made["losses"]["sft"]["steps"] == 330 and made["losses"]["sdd"]["tokens_per_second"] > 4000
+
+
+def test_shared_words_stand_in_the_report(tmp_path):
+    inputs = example()
+    made = report(inputs, tmp_path)
+    assert made["contamination"] == inputs.contamination
+    page = (tmp_path / "report.html").read_text()
+    assert "3 of 400 test questions (0.8 %) share 13 words in a row with a train row." in page
+    assert "after she has found 17 more?" in page and page.count('aria-label="Test rows seen in training"') == 1
+    report(replace(inputs, contamination=None), tmp_path)
+    assert "seen in training" not in (tmp_path / "report.html").read_text()
 
 
 def test_resumed_steps_count_once(tmp_path):

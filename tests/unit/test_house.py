@@ -14,7 +14,10 @@ MAY_IMPORT = {
     "serving": {"cluster", "serving"},
     "pipelines": {"cluster", "serving", "pipelines"},
 }
-PURE = "answers families layers losses prompts recipe recipe_file records recovery styles verdicts batches".split()
+PURE = (
+    "answers families layers losses prompts recipe recipe_file records recovery styles verdicts batches "
+    "contamination conversations files guess splits"
+).split()
 
 
 def imported(path: Path) -> set[str]:

@@ -8,16 +8,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import prepare, records
-from pipelines.recipe import Dataset, Prune, Recipe
+from pipelines import ids, prepare, records
+from pipelines.recipe import Dataset, Prune, Recipe, Student
 
 ROWS = [
     {"question": f"What is {i} + 1?", "answer": f"It is {i} + 1 = {i + 1}. The answer is {i + 1}."} for i in range(5)
 ]
 
 
-def recipe(**dataset: object) -> Recipe:
-    return Recipe(name="r", dataset=(Dataset(name="d", **dataset),), prune=Prune(layers=1))  # type: ignore[arg-type]
+def recipe(student: str = "", **dataset: object) -> Recipe:
+    data = Dataset(name="d", **dataset)  # type: ignore[arg-type]
+    students = (Student(name=student),) if student else ()
+    return Recipe(name="r", dataset=(data,), prune=Prune(layers=1), student=students)
 
 
 def jsonl(path: Path, rows: list) -> str:
@@ -45,22 +47,113 @@ def test_equal_rows_stay_two_rows(tmp_path: Path) -> None:
 
 
 def test_bad_rows_are_set_aside_with_line_and_reason(tmp_path: Path) -> None:
-    rows = [ROWS[0], "{broken", json.dumps([1]), {"question": "?"}, {"question": "q", "answer": "no idea"}, ROWS[1]]
-    path = jsonl(tmp_path / "a.jsonl", rows)
-    made = prepare.prepare(recipe(source=path, max_bad_rows=4), tmp_path)
+    wrong = {
+        "{broken": "not JSON",
+        "[1]": "a JSON object is needed, this is a list",
+        '{"question": "?"}': "column 'answer' is missing; the row has 'question'",
+        '{"question": "?", "answer": null}': "column 'answer' is null",
+        '{"question": " ", "answer": "It is 1."}': "column 'question' is empty",
+        '{"question": "q", "answer": "no idea"}': "no number answer in column 'answer'",
+        '{"question": "\\ud800", "answer": "It is 1."}': "column 'question' holds half a surrogate pair at character 0",
+        '{"question": "' + "x" * 200_001 + '", "answer": "It is 1."}': "column 'question' has 200,001 characters",
+        "\xff": "not JSON",
+    }
+    path = jsonl(tmp_path / "a.jsonl", [ROWS[0], *wrong, ROWS[1]])
+    Path(path).write_bytes(Path(path).read_text().encode("latin-1"))
+    made = prepare.prepare(recipe(source=path, max_bad_rows=len(wrong)), tmp_path)
     bad = [json.loads(line) for line in (tmp_path / "bad_rows.jsonl").read_text().splitlines()]
-    assert (made["rows"], made["bad_rows"], [row["line"] for row in bad]) == (2, 4, [2, 3, 4, 5])
-    assert "not JSON" in bad[0]["reason"] and "'answer' is missing" in bad[2]["reason"]
-    with pytest.raises(ValueError, match=r"4 bad rows, 3 allowed.*a\.jsonl line 2: not JSON"):
-        prepare.prepare(recipe(source=path, max_bad_rows=3), tmp_path)
+    assert (made["rows"], made["bad_rows"]) == (2, len(wrong))
+    assert [row["line"] for row in bad] == list(range(2, 2 + len(wrong)))
+    for row, said in zip(bad, wrong.values(), strict=True):
+        assert row["reason"].startswith(said)
+    with pytest.raises(ValueError, match=r"9 bad rows, 8 allowed.*a\.jsonl line 2: not JSON"):
+        prepare.prepare(recipe(source=path, max_bad_rows=len(wrong) - 1), tmp_path)
+
+
+def test_csv_rows_with_other_cells_than_the_header_are_bad(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('question,answer\n"1 + 1?\nSay it.",It is 2.\n1 + 2?,It is 3.,more\n1 + 3?\n1 + 4?,It is 5.\n')
+    found, bad = records.read(Dataset(name="d", source="x"), str(path), "train", None)
+    assert [record.input for record in found] == ["1 + 1?\nSay it.", "1 + 4?"]
+    assert [(row.line, row.reason) for row in bad] == [
+        (4, "the row has more cells than the header"),
+        (5, "the row has fewer cells than the header"),
+    ]
+
+
+@pytest.mark.parametrize("student", ["sft", "sdd-r8"])
+def test_students_need_references(tmp_path: Path, student: str) -> None:
+    """Rows that only calibrate or are only asked need none."""
+    rows = [{"question": "How are you?", "answer": "Well."}, {"question": "Why?"}, {"question": "When?", "answer": ""}]
+    path, test = jsonl(tmp_path / "a.jsonl", rows), jsonl(tmp_path / "t.jsonl", [{"question": "Who?"}])
+    made = prepare.prepare(recipe(source=path, test_source=test, kind="none"), tmp_path)
+    assert (made["rows"], made["bad_rows"]) == (4, 0)
+    with pytest.raises(ValueError, match=r"2 bad rows, 0 allowed.*a\.jsonl line 2: column 'answer' is missing"):
+        prepare.prepare(recipe(student, source=path, test_source=test, kind="none"), tmp_path)
+    with pytest.raises(ValueError, match=r"a\.jsonl line 2: column 'answer' is empty; students learn from it"):
+        path = jsonl(tmp_path / "a.jsonl", [rows[0], rows[2]])
+        prepare.prepare(recipe(student, source=path, kind="none"), tmp_path)
+
+
+def test_rows_are_held_out_by_their_questions(tmp_path: Path) -> None:
+    """The same questions for any order and number of train rows; equal questions together; none left over."""
+    rows = [{"question": f"{i // 2} + 1?", "answer": f"It is {i // 2 + 1}, way {i}."} for i in range(40)]
+
+    def split(given: list, **dataset: object) -> tuple[set[str], set[str]]:
+        path = jsonl(tmp_path / "a.jsonl", given)
+        prepare.prepare(recipe("sft", source=path, **{"kind": "none", "test_rows": 7, **dataset}), tmp_path)
+        made = pq.read_table(tmp_path / "records.parquet").to_pylist()
+        assert len({row["id"] for row in made}) == len(made)
+        train, test = ({row["input"] for row in made if row["split"] == split} for split in ("train", "test"))
+        return train, test
+
+    train, test = split(rows)
+    assert len(test) == 4 and len(train) == 16 and not train & test
+    assert split(rows[::-1]) == (train, test)
+    fewer, same = split(rows, rows=5)
+    assert same == test and fewer < train
+    with pytest.raises(ValueError, match="test_rows = 40 leaves none of 40 rows to train on"):
+        split(rows, test_rows=40)
+
+
+def test_the_id_follows_the_content_of_both_files(tmp_path: Path) -> None:
+    """Train and test files of one name, in two folders: a change in either is other work; a move is not."""
+
+    def digests() -> dict[str, str]:
+        paths = {f"{key}source": str(tmp_path / name / "rows.jsonl") for key, name in (("", "a"), ("test_", "b"))}
+        shaped = ids.Shaped(recipe(**paths)).prepare()
+        return shaped["digests"]
+
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        jsonl(tmp_path / name / "rows.jsonl", [name])
+    first = digests()
+    assert set(first) == {"d/train", "d/test"} and len(set(first.values())) == 2
+    jsonl(tmp_path / "a" / "rows.jsonl", ["other"])
+    second = digests()
+    assert second["d/test"] == first["d/test"] and second["d/train"] != first["d/train"]
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("none.jsonl", "cannot be read"), ("empty.jsonl", "is empty"), ("x.xls", "unknown ending")]
+    ("name", "said"),
+    [
+        ("none.jsonl", "cannot be read"),
+        ("empty.jsonl", "is empty"),
+        ("x.xls", "unknown ending"),
+        ("torn.jsonl.gz", r"torn\.jsonl\.gz' cannot be read: Compressed file ended"),
+        ("plain.jsonl.gz", "plain.jsonl.gz' cannot be read: Not a gzipped file"),
+        ("torn.parquet", "torn.parquet' cannot be read: .* Parquet magic bytes"),
+        ("latin.csv", "latin.csv' cannot be read: 'utf-8' codec can't decode"),
+    ],
 )
 def test_missing_empty_and_unknown_files(tmp_path: Path, name: str, said: str) -> None:
-    (tmp_path / "empty.jsonl").touch()
-    (tmp_path / "x.xls").touch()
+    for empty in ("empty.jsonl", "x.xls"):
+        (tmp_path / empty).touch()
+    (tmp_path / "torn.jsonl.gz").write_bytes(gzip.compress(b'{"question": "?"}\n' * 99)[:-12])
+    (tmp_path / "plain.jsonl.gz").write_text('{"question": "?"}')
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "torn.parquet")
+    (tmp_path / "torn.parquet").write_bytes((tmp_path / "torn.parquet").read_bytes()[:-9])
+    (tmp_path / "latin.csv").write_bytes("question,answer\nWie gro\xdf?,3\n".encode("latin-1"))
     with pytest.raises(ValueError, match=said):
         prepare.prepare(recipe(source=str(tmp_path / name)), tmp_path)
 

@@ -1,6 +1,7 @@
 """How many rows and tokens a recipe's data sets hold: counted where the data are at hand, assumed elsewhere."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 

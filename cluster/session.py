@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+OBJECT_STORE = 256 << 20  # bytes of Ray's object store in a private cluster
 # What Ray's driver prints of every run and nobody can act on: Serve's controller ends by killing itself (a
 # "failed task"), and on a small machine there are more actors than cores.
 UNTOLD = re.compile(r"ServeController\.graceful_shutdown|PYTHON worker processes have been started")
@@ -36,7 +37,7 @@ def session(address: str, cpus: int | None) -> Iterator[None]:
         os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
         os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
         options |= {"num_cpus": cpus or max(8, os.cpu_count() or 1), "include_dashboard": False}
-        options |= {"object_store_memory": 256 << 20}
+        options |= {"object_store_memory": OBJECT_STORE}
     for name in ("ray", "ray.data"):  # the stages tell what a user wants to know
         logging.getLogger(name).setLevel(logging.ERROR)
     stdout_deduplicator.skip_re = UNTOLD

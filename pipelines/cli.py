@@ -114,6 +114,40 @@ def serve(
         endpoint.serve_forever(models, settings, teacher.max_model_len, teacher.dtype, teacher.tensor_parallel)
 
 
+@app.command(epilog="Examples: `regrow clean runs/quickstart` · `regrow clean runs/quickstart --yes`")
+def clean(
+    run: Annotated[str | None, typer.Argument(help="A run's directory or name; none: every run under runs/.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove what is listed; without it nothing is removed.")] = False,
+) -> None:
+    """List, or with --yes remove, what a run's directory holds beside the recipe run there last."""
+    from pipelines import clean as cleaning
+
+    for place in [run] if run else cleaning.runs(Path()):
+        for line in cleaning.clean(_remembered(place), yes):
+            typer.echo(line)
+
+
+@app.command(epilog="Examples: `regrow doctor` · `regrow doctor mine.toml` · `regrow doctor --fast --json`")
+def doctor(
+    recipe: Annotated[str | None, typer.Argument(help="Check for this recipe: its directory and port.")] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="Leave out the import of vLLM.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Look at what this machine has and what is missing; exit status 1 where a run would fail."""
+    from pipelines import doctor as surgery
+    from pipelines import recipe_file
+
+    checks = []
+    for check in surgery.examine(recipe_file.load(recipe) if recipe else None, fast):
+        checks.append(check)
+        if not as_json:
+            typer.echo(surgery.line(check))
+    well = all(check.mark != "fail" for check in checks)
+    if as_json:
+        typer.echo(json.dumps({"ok": well, "checks": [vars(check) for check in checks]}, indent=2))
+    raise typer.Exit(0 if well else 1)
+
+
 @recipes.callback()
 def list_recipes(context: typer.Context) -> None:
     """List the packaged recipes."""
@@ -233,6 +267,11 @@ def main() -> None:
         ours = type(error).__name__ == "BadInput"  # not imported here: --help would pay for it
         hint = "" if ours else " (REGROW_DEBUG=1 shows the traceback)"
         sys.exit(_fail(f"{error}{hint}", 2 if isinstance(error, ValueError) else 1))
+    except Exception as error:  # botocore's errors are of no common kind, and importing it for them is dear
+        if not type(error).__module__.startswith("botocore") or os.environ.get("REGROW_DEBUG"):
+            raise
+        how = "see AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        sys.exit(_fail(f"S3: {error}; {how}", 2 if "Credential" in type(error).__name__ else 1))
 
 
 def _fail(message: object, status: int) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 from cluster.artifacts import Artifact
 from cluster.session import session
-from pipelines import figures, ids, models, prepare
+from pipelines import figures, ids, models, place, prepare
 from pipelines.recipe import Recipe, Student, objective_of
 from pipelines.recipe_file import BadInput
 from pipelines.screen import say
@@ -26,17 +26,18 @@ def run(recipe: Recipe, until: str = "report") -> Done:
     """Do every stage up to `until`, reusing what is there; returns what was done, the report among it at the end."""
     check(recipe)
     done, story = Done(), steps(recipe)
-    figures.remember(recipe)
-    with ExitStack() as stack:
-        for stage in STAGES[: STAGES.index(until) + 1]:
-            for todo in (s for s in story if s.stage == stage):
-                if todo.ray and todo.pending():
-                    stack.enter_context(session(recipe.cluster.address, recipe.cluster.cpus))
-                perform(todo, done)
-    if until != "report":
-        say(f"stopped after {until}, as asked")
-    else:
-        done.report = figures.report(recipe, {s.stage: s.outs for s in story}, done)
+    with place.claimed(figures.home(recipe)):
+        figures.remember(recipe)
+        with ExitStack() as stack:
+            for stage in STAGES[: STAGES.index(until) + 1]:
+                for todo in (s for s in story if s.stage == stage):
+                    if todo.ray and todo.pending():
+                        stack.enter_context(session(recipe.cluster.address, recipe.cluster.cpus))
+                    perform(todo, done)
+        if until != "report":
+            say(f"stopped after {until}, as asked")
+        else:
+            done.report = figures.report(recipe, {s.stage: s.outs for s in story}, done)
     return done
 
 

@@ -1,9 +1,21 @@
 """Real models, very small: random Llamas with a byte-level tokenizer, made on the spot."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 from pipelines import tokenizers
+
+RECIPE = """
+name = "mine"
+[teacher]
+model = "teacher"
+[[dataset]]
+name = "sums"
+source = "rows.jsonl"
+[prune]
+layers = 1
+"""
 
 
 def tokenizer(chat: bool = True) -> Any:
@@ -37,4 +49,13 @@ def model_dir(path: Path, layers: int = 4, chat: bool = True, seed: int = 0, **c
     }
     LlamaForCausalLM(LlamaConfig(**settings)).save_pretrained(path)
     words.save_pretrained(path)
+    return path
+
+
+def run_home(path: Path) -> Path:
+    """A directory with a model, five rows of data and `mine.toml`, which prunes it in seconds."""
+    model_dir(path / "teacher", layers=3)
+    rows = [{"question": f"{i} + 1?", "answer": f"The answer is {i + 1}."} for i in range(5)]
+    (path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (path / "mine.toml").write_text(RECIPE)
     return path

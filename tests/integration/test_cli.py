@@ -11,31 +11,18 @@ from tests import tiny
 
 Regrow = Callable[..., subprocess.CompletedProcess[str]]
 
-RECIPE = """
-name = "mine"
-[teacher]
-model = "teacher"
-[[dataset]]
-name = "sums"
-source = "rows.jsonl"
-[prune]
-layers = 1
-"""
+RECIPE = tiny.RECIPE
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    tiny.model_dir(tmp_path / "teacher", layers=3)
-    rows = [{"question": f"{i} + 1?", "answer": f"The answer is {i + 1}."} for i in range(5)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "mine.toml").write_text(RECIPE)
-    return tmp_path
+    return tiny.run_home(tmp_path)
 
 
 def test_help_lists_what_works(regrow: Regrow) -> None:
     done = regrow("--help")
     assert done.returncode == 0
-    for command in ("run", "status", "report", "recipes", "serve"):
+    for command in ("run", "status", "report", "recipes", "serve", "clean", "doctor"):
         assert command in done.stdout
     assert "Examples" in regrow("run", "--help").stdout
     assert "quickstart" in regrow("recipes").stdout and "gsm8k" in regrow("recipes").stdout

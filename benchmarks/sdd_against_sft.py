@@ -46,7 +46,7 @@ from pipelines.recipe import Student
 
 RESULTS = Path(__file__).parent / "results" / "sdd_against_sft.json"
 IN_DOMAIN = ("story", "sort", "position")
-FULL, LORA = (2e-4, 5e-4, 1e-3), (1e-3, 3e-3, 6e-3)
+FULL, LORA = (1e-4, 2e-4, 5e-4), (5e-4, 1e-3, 2e-3)
 EPOCHS, BATCH_TOKENS, TEST, VALIDATION, MOST = 3, 1024, 50, 20, 4000
 SEARCH_SEED = 100
 
@@ -55,7 +55,7 @@ SEARCH_SEED = 100
 class Setting:
     """What one comparison holds fixed. The defaults are the quickstart's."""
 
-    layers: int = 2
+    layers: int = 3
     rank: int = 0
     rows: int = 2000
     style: str = "notes"
@@ -63,8 +63,8 @@ class Setting:
 
 SETTINGS = {
     "base": Setting(),
-    "layers-1": Setting(layers=1),
-    "layers-3": Setting(layers=3),
+    "layers-2": Setting(layers=2),
+    "layers-4": Setting(layers=4),
     "rank-4": Setting(rank=4),
     "rank-16": Setting(rank=16),
     "rank-64": Setting(rank=64),
@@ -74,8 +74,8 @@ SETTINGS = {
     "rows-4000": Setting(rows=4000),
     "prose": Setting(style="prose"),
     "prose-rank-16": Setting(style="prose", rank=16),
-    "layers-3-rank-16": Setting(layers=3, rank=16),
-    "layers-1-rank-16": Setting(layers=1, rank=16),
+    "layers-2-rank-16": Setting(layers=2, rank=16),
+    "layers-4-rank-16": Setting(layers=4, rank=16),
 }
 
 

@@ -59,6 +59,15 @@ def bucket() -> Iterator[str]:
     s3fs.S3FileSystem.clear_instance_cache()
 
 
+# The checkout and its environment, seen under /mnt: a script may mount over the directory that they are in.
+ELSEWHERE = """
+mount -t tmpfs tmpfs /mnt && mkdir /mnt/code /mnt/env || exit 99
+mount --bind "$0" /mnt/code && mount --bind "$1" /mnt/env || exit 99
+python() { /mnt/env/bin/python "$@"; }
+regrow() { python -m pipelines.cli "$@"; }
+"""
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Callable[[str], subprocess.CompletedProcess[str]]:
     """Runs a shell script with mounts of its own, gone with it: `disk SIZE DIR` mounts a file system that small.
@@ -71,14 +80,10 @@ def small_disk(tmp_path: Path) -> Callable[[str], subprocess.CompletedProcess[st
 
     def call(script: str) -> subprocess.CompletedProcess[str]:
         disk = 'disk() { mkdir -p "$2" && mount -t tmpfs -o "size=$1" tmpfs "$2" || exit 99; }\n'
-        words = [*able[0], "sh", "-c", disk + script]
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        }
         return subprocess.run(
-            words, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300, check=False
-        )
+            [*able[0], "sh", "-c", ELSEWHERE + disk + script, str(ROOT), sys.prefix],
+            capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False,
+            env={**os.environ, "PYTHONPATH": "/mnt/code"},
+        )  # fmt: skip
 
     return call

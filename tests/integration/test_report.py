@@ -232,9 +232,9 @@ def test_shared_words_stand_in_the_report(tmp_path):
     assert made["contamination"] == inputs.contamination
     page = (tmp_path / "report.html").read_text()
     assert "3 of 400 test questions (0.8 %) share 13 words in a row with a train row." in page
-    assert "after she has found 17 more?" in page and page.count('aria-label="Test rows seen in training"') == 1
+    assert "after she has found 17 more?" in page and page.count('aria-label="Overlap with train rows"') == 1
     report(replace(inputs, contamination=None), tmp_path)
-    assert "seen in training" not in (tmp_path / "report.html").read_text()
+    assert "Overlap with train rows" not in (tmp_path / "report.html").read_text()
 
 
 def test_resumed_steps_count_once(tmp_path):

@@ -148,7 +148,7 @@ def recipe(**more: Any) -> Recipe:
 
 def rows(text: str, answer: str) -> list[dict[str, Any]]:
     """Six test records of two tasks, a seventh that is too long and an eighth without a right answer."""
-    base = {"context": "", "reference": "", "kind": "text", "split": "test", "answer": answer}
+    base = {"context": "", "history": "", "reference": "", "kind": "text", "split": "test", "answer": answer}
     made = [{**base, "id": str(i), "task": f"task{i % 2}", "input": text} for i in range(6)]
     made.append({**base, "id": "6", "task": "task0", "input": f"{MARK} " * 100})
     return [*made, {**base, "id": "7", "task": "open", "input": text, "answer": "", "kind": "none"}]

@@ -20,7 +20,7 @@ from transformers import (
     Qwen3Config,
 )  # fmt: skip
 
-from pipelines import layers, prune
+from pipelines import layers, prompts, prune
 from pipelines.recipe import Recipe
 from tests import tiny
 
@@ -102,7 +102,7 @@ def cut(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
         data = [{"name": "d", "source": "tiny-tasks"}]
         asked = Recipe.model_validate({"name": "t", "teacher": {"model": str(path), "max_model_len": 256},
                                        "dataset": data, "prune": {"layers": 2}})  # fmt: skip
-        importance = prune.measure(asked, path, QUESTIONS)
+        importance = prune.measure(asked, path, [prompts.answer(question) for question in QUESTIONS])
         summary = prune.prune(asked, "angular", path, importance, home / name)
         found[name] = (home / name / "model", summary["removed_layers"])
     return found

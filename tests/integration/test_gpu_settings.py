@@ -78,6 +78,9 @@ def test_cpu_settings_know_nothing_of_it() -> None:
     assert "tensor_parallel_size" not in on_cpu and on_cpu["dtype"] == "float32"
     assert engine.placement_group_config(gpu=False) == {"bundles": [{"CPU": engine.CPU_BUNDLE}]}
     assert engine.env_vars(2, gpu=False)["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+    config = generate.config(recipe_file.load("quickstart"), models.TINY, 2, gpu=False)
+    assert config.engine_kwargs["enforce_eager"] and config.concurrency == (2, 2)
+    assert config.placement_group_config["bundles"] == [{"CPU": engine.CPU_BUNDLE, "GPU": 0}]
 
 
 @pytest.mark.parametrize(("heads", "keys"), [(32, 8), (64, 8), (28, 4), (12, 12), (32, 1)])

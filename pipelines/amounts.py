@@ -52,7 +52,12 @@ def _assumed(dataset: Dataset, assumed: Assumptions) -> Amount:
     stated = dataset.rows is not None and (not test or dataset.test_rows is not None)
     known = "as stated" if stated else "assumed"
     return Amount(
-        dataset.name, dataset.rows or assumed.rows, test, assumed.question_tokens, assumed.reference_tokens, known
+        dataset.name,
+        assumed.rows if dataset.rows is None else dataset.rows,
+        test,
+        assumed.question_tokens,
+        assumed.reference_tokens,
+        known,
     )
 
 

@@ -78,7 +78,8 @@ def _tiny(dataset: Dataset, seed: int) -> tuple[list[Record], list[BadRow]]:
         raise ValueError(f"data set {dataset.name!r}: no task family {sorted(unknown)[0]!r}; known are {known}")
     made: list[Record] = []
     seen: Counter[str] = Counter()
-    wanted = [(family, "train", _share(dataset, i)) for i, family in enumerate(dataset.families)]
+    trained = dataset.families if dataset.rows != 0 else ()
+    wanted = [(family, "train", _share(dataset, i)) for i, family in enumerate(trained)]
     tested = dataset.test_families or tuple(families.FAMILIES)
     wanted += [(family, "test", dataset.test_rows or 50) for family in tested]
     for family, split, n in wanted:
@@ -103,6 +104,8 @@ def urls(dataset: Dataset) -> list[tuple[str, str]]:
         return []
     if dataset.source == "gsm8k-sample":
         return [("train", str(GSM8K / "train.jsonl")), ("test", str(GSM8K / "test.jsonl"))]
+    if dataset.rows == 0:
+        return [("test", dataset.test_source or dataset.source)]
     return [("train", dataset.source), *([("test", dataset.test_source)] if dataset.test_source else [])]
 
 
@@ -112,7 +115,7 @@ def _files(dataset: Dataset, trained: bool) -> tuple[list[Record], list[BadRow]]
     good: list[Record] = []
     bad: list[BadRow] = []
     files = urls(dataset)
-    hold_out = dataset.test_rows if len(files) == 1 else None
+    hold_out = dataset.test_rows if [split for split, _ in files] == ["train"] else None
     for split, url in files:
         limit = dataset.rows if split == "train" else dataset.test_rows
         rows, refused = records.read(dataset, url, split, None if hold_out else limit, trained and split == "train")

@@ -43,7 +43,9 @@ class Dataset(Section):
     families: tuple[str, ...] = Field((), description="tiny-tasks: the families to train on; empty: test rows only")
     test_families: tuple[str, ...] = Field((), description="tiny-tasks: the families to test on; empty: all")
     style: Literal["prose", "notes"] = Field("prose", description="tiny-tasks: the voice of the reference answers")
-    rows: int | None = Field(None, ge=1, description="Train rows at most (tiny-tasks: exactly)")
+    rows: int | None = Field(
+        None, ge=0, description="Train rows at most (tiny-tasks: exactly); 0: the source holds test rows only"
+    )
     test_rows: int | None = Field(
         None,
         ge=1,

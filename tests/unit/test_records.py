@@ -81,6 +81,20 @@ def test_csv_rows_with_other_cells_than_the_header_are_bad(tmp_path: Path) -> No
     ]
 
 
+def test_a_data_set_of_test_rows_only(tmp_path: Path) -> None:
+    """It is asked, never trained on: out-of-domain."""
+    path, other = jsonl(tmp_path / "a.jsonl", ROWS), jsonl(tmp_path / "b.jsonl", [{"question": "?", "answer": "9"}])
+    for given, rows in (
+        ({"source": path}, 5),
+        ({"source": path, "test_rows": 2}, 2),
+        ({"source": path, "test_source": other}, 1),
+    ):
+        made = prepare.prepare(recipe("sft", rows=0, **given), tmp_path)
+        assert made["tasks"] == [{"task": "d", "split": "test", "rows": rows}]
+    made = prepare.prepare(recipe("sft", rows=0, source="tiny-tasks", families=("sort",), test_rows=3), tmp_path)
+    assert {(row["split"], row["rows"]) for row in made["tasks"]} == {("test", 3)}
+
+
 @pytest.mark.parametrize("student", ["sft", "sdd-r8"])
 def test_students_need_references(tmp_path: Path, student: str) -> None:
     """Rows that only calibrate or are only asked need none."""

@@ -44,8 +44,8 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 tiny-teacher: $(READY)
-	$(BIN)/python -m pipelines.tiny_teacher
-	$(BIN)/python -m pipelines.tiny_scores
+	$(BIN)/python -m pipelines.tiny.teacher
+	$(BIN)/python -m pipelines.tiny.scores
 
 clean:
 	rm -rf .venv runs

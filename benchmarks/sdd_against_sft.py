@@ -27,22 +27,12 @@ import torch
 import typer
 
 from cluster.artifacts import digest_of, versions
-from pipelines import (
-    batches,
-    cuts,
-    families,
-    layers,
-    loop,
-    models,
-    optimizers,
-    prompts,
-    recovery,
-    styles,
-    tiny_scores,
-    verdicts,
-    worker,
-)
+from pipelines import cuts, layers, models, prompts, verdicts
 from pipelines.recipe import Student
+from pipelines.reporting import recovery
+from pipelines.tiny import families, styles
+from pipelines.tiny import scores as tiny_scores
+from pipelines.training import batches, loop, optimizers, worker
 
 RESULTS = Path(__file__).parent / "results" / "sdd_against_sft.json"
 IN_DOMAIN = ("story", "sort", "position")

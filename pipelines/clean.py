@@ -15,10 +15,11 @@ from pathlib import Path
 from cluster import folders, storage
 from cluster.artifacts import MANIFEST
 from cluster.folders import Folder
-from pipelines import figures, place
+from pipelines import place
 from pipelines import run as story
 from pipelines.recipe import Recipe
 from pipelines.recipe_file import BadInput
+from pipelines.reporting import figures
 
 SHAPE = re.compile(rf"(?:{'|'.join(story.STAGES)})(?:-[a-z0-9][a-z0-9._-]{{0,62}})?-[0-9a-f]{{16}}")
 QUIET = datetime.timedelta(hours=1)  # on S3, where no lock tells that a run is still at work

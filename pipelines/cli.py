@@ -185,7 +185,7 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there already.")] = False,
 ) -> None:
     """Write a recipe for your own rows and model, each choice with its reason."""
-    from pipelines import starter
+    from pipelines.own_data import starter
 
     named = {"input": input_, "reference": reference, "answer": answer, "context": context, "messages": messages}
     told = {field: column for field, column in named.items() if column}
@@ -215,21 +215,23 @@ def _remembered(run: str) -> Any:
 
 def _show(recipe: Any, made: dict[str, Any]) -> None:
     """The recovery table, and where the report is."""
-    from pipelines import figures, screen
+    from pipelines import screen
+    from pipelines.reporting import figures
 
     screen.table(made)
     typer.echo(f"report: {figures.home(recipe)}/report.html")
 
 
 def _plan(recipe: Any, as_json: bool, price: float | None, assume: list[str]) -> None:
-    from pipelines import plan, plan_screen
-    from pipelines.assumptions import assumed
+    from pipelines import plan
+    from pipelines.planning import screen as plan_page
+    from pipelines.planning.assumptions import assumed
 
     made = plan.plan(recipe, assumed(assume), price)
     if as_json:
         typer.echo(json.dumps(made, indent=2))
     else:
-        plan_screen.show(made)
+        plan_page.show(made)
 
 
 def _stages(story: Any, recipe: Any) -> None:

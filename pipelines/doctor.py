@@ -17,8 +17,9 @@ from packaging.specifiers import SpecifierSet
 
 from cluster import machine, packages, session, storage
 from cluster.packages import Installed
-from pipelines import figures, models
+from pipelines import models
 from pipelines.recipe import Recipe, Serve, objective_of
+from pipelines.reporting import figures
 
 Mark = Literal["ok", "warn", "fail"]
 GIB = 1 << 30

@@ -13,8 +13,9 @@ from typing import Any
 import pyarrow as pa
 
 from cluster import storage
-from pipelines import conversations, prompts, shards, verdicts
+from pipelines import prompts, shards, verdicts
 from pipelines.recipe import Recipe
+from pipelines.rows import conversations
 from pipelines.screen import say
 
 

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipelines.batches import bucketed
 from pipelines.cuts import Importance
+from pipelines.training.batches import bucketed
 
 
 def blocks(model: Any) -> nn.ModuleList:

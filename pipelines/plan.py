@@ -6,14 +6,14 @@ hours from the assumptions (`assumptions`) that the plan prints with their value
 
 from typing import Any
 
-from pipelines import known, plan_costs, plan_stages
-from pipelines.assumptions import Assumptions
-from pipelines.known import Known
-from pipelines.lm_sizes import SIZES
 from pipelines.lm_tasks import named
-from pipelines.memory import Memory
+from pipelines.planning import costs, known, stages
+from pipelines.planning.assumptions import Assumptions
+from pipelines.planning.known import Known
+from pipelines.planning.lm_sizes import SIZES
+from pipelines.planning.memory import Memory
+from pipelines.planning.work import Work
 from pipelines.recipe import Recipe
-from pipelines.work import Work
 
 
 def plan(recipe: Recipe, assumed: Assumptions, price: float | None = None) -> dict[str, Any]:
@@ -21,8 +21,8 @@ def plan(recipe: Recipe, assumed: Assumptions, price: float | None = None) -> di
 
     Raises BadInput where the teacher's configuration or local data cannot be had."""
     k = known.know(recipe, assumed)
-    t, memories, works = k.teacher, plan_costs.memories(k), plan_costs.workloads(k)
-    rows, why = plan_stages.stages(k)
+    t, memories, works = k.teacher, costs.memories(k), costs.workloads(k)
+    rows, why = stages.stages(k)
     return {
         "recipe": recipe.name,
         "teacher": {"model": recipe.teacher.model, "from": k.source.where, "family": t.family, "layers": t.layers}
@@ -32,7 +32,7 @@ def plan(recipe: Recipe, assumed: Assumptions, price: float | None = None) -> di
         "data": [amount._asdict() for amount in k.rows],
         "stages": rows,
         "memory": [one.plain() for one in memories],
-        "host_memory": round(plan_costs.host(k)),
+        "host_memory": round(costs.host(k)),
         "work": [one.plain() for one in works],
         "total": total(k, works, price),
         "assumptions": [

@@ -9,10 +9,11 @@ from typing import Any
 import pyarrow.parquet as pq
 from rich.markup import escape
 
-from pipelines import contamination, families, records, splits, styles
 from pipelines.recipe import Dataset, Recipe, objective_of
-from pipelines.records import BadRow, Record
+from pipelines.rows import contamination, records, splits
+from pipelines.rows.records import BadRow, Record
 from pipelines.screen import say
+from pipelines.tiny import families, styles
 
 GSM8K = Path(__file__).parent / "recipes" / "gsm8k"
 

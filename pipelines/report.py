@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipelines import findings, page
+from pipelines.reporting import findings, page
 
 
 def report(inputs: findings.Inputs, out: Path) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from typing import Any
 
 from cluster.artifacts import Artifact
 from cluster.session import session
-from pipelines import figures, ids, models, place, prepare
+from pipelines import ids, models, place, prepare
 from pipelines.recipe import Recipe, Student, objective_of
 from pipelines.recipe_file import BadInput
+from pipelines.reporting import figures
 from pipelines.screen import say
 from pipelines.steps import Done, Step, perform, step
 

@@ -14,9 +14,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines import batches, cards, checkpoints, conversations, models, prompts
+from pipelines import cards, models, prompts
 from pipelines.recipe import Recipe, Student, objective_of
+from pipelines.rows import conversations
 from pipelines.screen import say
+from pipelines.training import batches, checkpoints
 
 if TYPE_CHECKING:
     from ray.train import Result
@@ -98,7 +100,7 @@ def _fit(
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
 
-    from pipelines import worker
+    from pipelines.training import worker
 
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipelines import tokenizers
+from pipelines.tiny import tokenizers
 
 RECIPE = """
 name = "mine"

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from pipelines import prune, train, worker
+from pipelines import prune, train
 from pipelines.recipe import Recipe, Student
+from pipelines.training import worker
 from tests import tiny
 
 FRONT = "---\nlicense: other\nlicense_name: llama3.1\nlicense_link: https://example.org/licence\n---\n# Small\n"

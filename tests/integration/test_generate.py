@@ -12,18 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.artifacts import Artifact
-from pipelines import (
-    conversations,
-    figures,
-    generate,
-    models,
-    prepare,
-    prompts,
-    recipe_file,
-    shards,
-    tiny_scores,
-    verdicts,
-)
+from pipelines import generate, models, prepare, prompts, recipe_file, shards, verdicts
+from pipelines.reporting import figures
+from pipelines.rows import conversations
+from pipelines.tiny import scores as tiny_scores
 
 pytestmark = pytest.mark.timeout(400)
 SETTINGS = [

@@ -7,7 +7,8 @@ import lm_eval
 import pytest
 from lm_eval.tasks import TaskManager
 
-from pipelines import lm_sizes, lm_tasks, recipe_file
+from pipelines import lm_tasks, recipe_file
+from pipelines.planning import lm_sizes
 
 TINY = Path(recipe_file.PACKAGED) / "lm_tasks"
 WITH_EXAMPLES = "include: tiny_choices.yaml\ntask: mine\nfewshot_split: test\n"

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from pipelines import assumptions, plan, recipe_file
+from pipelines import plan, recipe_file
+from pipelines.planning import assumptions
 from pipelines.recipe_file import BadInput
 from tests import tiny
 
@@ -62,8 +63,8 @@ def test_json_is_the_plan_and_only_that(regrow: Regrow) -> None:
 def test_a_plan_is_quick_and_imports_nothing_heavy() -> None:
     heavy = "('torch', 'ray', 'vllm', 'transformers', 'lm_eval')"
     code = (
-        "import sys, time; from pipelines import plan, plan_screen, assumptions, recipe_file;"
-        "plan_screen.show(plan.plan(recipe_file.load('llama-3.1-8b-sdd'), assumptions.assumed()));"
+        "import sys, time; from pipelines import plan, recipe_file; from pipelines.planning import assumptions, screen;"
+        "screen.show(plan.plan(recipe_file.load('llama-3.1-8b-sdd'), assumptions.assumed()));"
         f"print(time.process_time(), *[m for m in {heavy} if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

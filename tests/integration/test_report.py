@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import recipe_file, recovery
-from pipelines.findings import Inputs, content
-from pipelines.headline import headline
+from pipelines import recipe_file
 from pipelines.report import report
+from pipelines.reporting import recovery
+from pipelines.reporting.findings import Inputs, content
+from pipelines.reporting.headline import headline
 
 IN_DOMAIN = ("story", "sort", "count")
 OUTSIDE = ("addition", "compare", "modulo", "reverse", "sequence")

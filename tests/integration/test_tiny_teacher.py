@@ -5,7 +5,9 @@ import math
 
 import pytest
 
-from pipelines import families, models, prompts, styles, tiny_scores
+from pipelines import models, prompts
+from pipelines.tiny import families, styles
+from pipelines.tiny import scores as tiny_scores
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from pipelines import contamination
-from pipelines.contamination import Hit, Texts
+from pipelines.rows import contamination
+from pipelines.rows.contamination import Hit, Texts
 
 
 def slow(test: list[Texts], train: list[Texts], n: int) -> list[list[Hit]]:

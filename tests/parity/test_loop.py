@@ -15,8 +15,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipelines import batches, loop, optimizers
 from pipelines.recipe import Student
+from pipelines.training import batches, loop, optimizers
 from tests import tiny
 
 STEPS, PEAK = 4, 3e-3
@@ -43,7 +43,7 @@ def plan(packed: batches.Packed, student: Student) -> list[list[int]]:
 
 def model(folder: Path, student: Student) -> Any:
     """The model of the run in float64; LoRA's B starts random, so that all gradients flow at once."""
-    from pipelines import worker
+    from pipelines.training import worker
 
     made = worker.load(str(folder), student, seed=1).double()
     torch.manual_seed(2)
@@ -102,7 +102,7 @@ def on_rank(rank: int, ranks: int, folder: Path) -> None:
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
     from torch.distributed.device_mesh import init_device_mesh
 
-    from pipelines import checkpoints, parallel
+    from pipelines.training import checkpoints, parallel
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/meet-{ranks}", rank=rank, world_size=ranks)
@@ -141,7 +141,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what 1, 2 and 4 ranks saw."""
     folder = tiny.model_dir(tmp_path_factory.mktemp("runs"), layers=2)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch.distributed.fsdp", "transformers", "peft", "pipelines.worker"])
+    context.set_forkserver_preload(["torch.distributed.fsdp", "transformers", "peft", "pipelines.training.worker"])
     for ranks in (1, 2, 4):
         started = [context.Process(target=on_rank, args=(rank, ranks, folder)) for rank in range(ranks)]
         for process in started:

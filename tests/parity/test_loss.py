@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.losses import IGNORED, next_token_loss, target_count
+from pipelines.training.losses import IGNORED, next_token_loss, target_count
 
 
 def _case() -> tuple[torch.Tensor, torch.Tensor]:

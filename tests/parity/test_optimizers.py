@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import loop, optimizers
+from pipelines.training import loop, optimizers
 
 RATE, DECAY = 1e-2, 0.1
 

@@ -8,8 +8,10 @@ import torch
 from torch.distributed._tools.mem_tracker import MemTracker
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from pipelines import architecture, losses, memory, models, parallel, recipe_file, worker
+from pipelines import models, recipe_file
+from pipelines.planning import architecture, memory
 from pipelines.recipe import Student
+from pipelines.training import losses, parallel, worker
 
 TEACHERS = sorted({recipe_file.load(name).teacher.model for name in recipe_file.names()})
 PACKAGED = [file.stem for file in sorted((models.RECIPES / "architectures").glob("*.json"))]

@@ -13,9 +13,11 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from pipelines import architecture, memory, models, parallel, recipe_file, worker
-from pipelines.assumptions import Assumptions
+from pipelines import models, recipe_file
+from pipelines.planning import architecture, memory
+from pipelines.planning.assumptions import Assumptions
 from pipelines.recipe import Recipe, Student
+from pipelines.training import parallel, worker
 from tests.parity.test_plan_numbers import built, count
 
 REAL = [name for name in recipe_file.names() if recipe_file.load(name).cluster.gpu]

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines import batches, prompts
-from pipelines.losses import IGNORED
+from pipelines import prompts
+from pipelines.training import batches
+from pipelines.training.losses import IGNORED
 from tests import tiny
 
 LENGTHS = st.lists(st.integers(2, 60), min_size=1, max_size=80)

@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from pipelines import contamination, prepare, recipe_file
+from pipelines import prepare, recipe_file
+from pipelines.rows import contamination
 
 LONG = "how many litres of water does the old blue pump move in an hour and a half"
 

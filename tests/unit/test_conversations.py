@@ -8,9 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.artifacts import Artifact
-from pipelines import batches, conversations, evaluate, figures, generate, prepare, prompts, records, train
-from pipelines.conversations import Unfit
+from pipelines import evaluate, generate, prepare, prompts, train
 from pipelines.recipe import Dataset, Prune, Recipe, Student
+from pipelines.reporting import figures
+from pipelines.rows import conversations, records
+from pipelines.rows.conversations import Unfit
+from pipelines.training import batches
 from tests import tiny
 
 SYSTEM = {"role": "system", "content": "Be brief."}

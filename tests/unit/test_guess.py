@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines import guess
+from pipelines.own_data import guess
 
 TURNS = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
 

@@ -5,9 +5,10 @@ from typing import Any, get_args
 
 import pytest
 
-from pipelines import architecture, gpus, memory, models
-from pipelines.architecture import Architecture
-from pipelines.assumptions import Assumptions
+from pipelines import models
+from pipelines.planning import architecture, gpus, memory
+from pipelines.planning.architecture import Architecture
+from pipelines.planning.assumptions import Assumptions
 from pipelines.recipe import Cluster
 
 SMALL: dict[str, Any] = {

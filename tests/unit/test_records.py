@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import ids, prepare, records
+from pipelines import ids, prepare
 from pipelines.recipe import Dataset, Prune, Recipe, Student
+from pipelines.rows import records
 
 ROWS = [
     {"question": f"What is {i} + 1?", "answer": f"It is {i} + 1 = {i + 1}. The answer is {i + 1}."} for i in range(5)

@@ -7,7 +7,7 @@ import statistics
 import numpy as np
 import pytest
 
-from pipelines import recovery
+from pipelines.reporting import recovery
 
 
 def items(task: str, scores: list[int]) -> list[dict]:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import models, prepare, recipe_file, starter
+from pipelines import models, prepare, recipe_file
+from pipelines.own_data import starter
 from pipelines.recipe_file import BadInput
 
 

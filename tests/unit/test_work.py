@@ -2,12 +2,13 @@
 
 import pytest
 
-from pipelines import lm_tasks, work
-from pipelines.assumptions import Assumptions, assumed
-from pipelines.gpus import Gpu
-from pipelines.lm_sizes import Size
+from pipelines import lm_tasks
+from pipelines.planning import work
+from pipelines.planning.assumptions import Assumptions, assumed
+from pipelines.planning.gpus import Gpu
+from pipelines.planning.lm_sizes import Size
+from pipelines.planning.work import Engine
 from pipelines.recipe_file import BadInput
-from pipelines.work import Engine
 from tests.unit.test_memory import small
 
 GPU = Gpu("test", 1e9, 1e6, 1e6)

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pipelines import families, styles
+from pipelines.tiny import families, styles
 
 HERE = Path(__file__).parent
 SEED, EACH = 2026, 25  # problems a family; eight families

@@ -1,4 +1,4 @@
-"""Train the tiny teacher from scratch: `make tiny-teacher`, or `python -m pipelines.tiny_teacher`.
+"""Train the tiny teacher from scratch: `make tiny-teacher`, or `python -m pipelines.tiny.teacher`.
 
 A Llama of about 4 M parameters that solves the generated task families in its own style, rewrites
 foreign solutions in it, and explains. Two CPU cores, about forty minutes; a checkpoint every ten minutes,
@@ -17,8 +17,10 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from pipelines import families, loop, models, optimizers, prompts, styles, tokenizers
-from pipelines.batches import bucketed, collate, encode
+from pipelines import models, prompts
+from pipelines.tiny import families, styles, tokenizers
+from pipelines.training import loop, optimizers
+from pipelines.training.batches import bucketed, collate, encode
 
 HOME = models.TINY
 Row = tuple[list[prompts.Message], str]

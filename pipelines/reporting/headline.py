@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.findings import Inputs, difference
-from pipelines.recovery import Interval
+from pipelines.reporting.findings import Inputs, difference
+from pipelines.reporting.recovery import Interval
 
 
 def headline(inputs: Inputs, made: Mapping[str, Any]) -> tuple[str, str]:

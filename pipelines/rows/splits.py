@@ -4,8 +4,8 @@ import hashlib
 from collections import Counter
 from dataclasses import asdict
 
-from pipelines import records
-from pipelines.records import Record
+from pipelines.rows import records
+from pipelines.rows.records import Record
 
 
 def held_out(rows: list[Record], wanted: int) -> tuple[list[Record], list[Record]]:

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines import recovery
-from pipelines.recovery import Interval
+from pipelines.reporting import recovery
+from pipelines.reporting.recovery import Interval
 from pipelines.verdicts import VERDICTS
 
 SCHEMA = 1
@@ -22,7 +22,7 @@ class Inputs:
     `models` lists the teacher, then the cut that students were trained from, then other cuts, then
     students. `items` and `scores` go by model name, `losses` by student name. `in_domain` holds the
     tasks with train rows. `bootstrap` is the number of resamples behind every interval. `contamination` is
-    what test rows share with train rows (pipelines.contamination.check), None where it was not looked for."""
+    what test rows share with train rows (pipelines.rows.contamination.check), None where it was not looked for."""
 
     run: dict[str, Any]
     models: Rows

@@ -10,8 +10,8 @@ and one block whole.
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.architecture import Architecture
-from pipelines.assumptions import Assumptions
+from pipelines.planning.architecture import Architecture
+from pipelines.planning.assumptions import Assumptions
 
 MASTER, MOMENTS, COMPUTE = 4, 8, 2  # bytes: fp32 parameter, its two AdamW moments, bf16
 LOSS = 14  # bytes a logit: bf16 logits, then fp32 log-softmax and two gradients (losses.next_token_loss)

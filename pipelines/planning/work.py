@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.architecture import Architecture
-from pipelines.assumptions import Assumptions
-from pipelines.gpus import Gpu
-from pipelines.lm_sizes import SIZES, Size
+from pipelines.planning.architecture import Architecture
+from pipelines.planning.assumptions import Assumptions
+from pipelines.planning.gpus import Gpu
+from pipelines.planning.lm_sizes import SIZES, Size
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 
 from cluster import storage
 from cluster.artifacts import Artifact, versions
-from pipelines import contamination, conversations, prompts, shards
+from pipelines import prompts, shards
 from pipelines.recipe import Recipe, objective_of
+from pipelines.rows import contamination, conversations
 from pipelines.screen import say
 from pipelines.steps import Done
 
@@ -84,7 +85,7 @@ def report(recipe: Recipe, outs: Outs, done: Done) -> dict[str, Any]:
 
 def gather(recipe: Recipe, outs: Outs, done: Done) -> Any:
     """The report's inputs, read from the whole artifacts of a run."""
-    from pipelines.findings import Inputs
+    from pipelines.reporting.findings import Inputs
 
     data, cut = outs["prepare"][""], outs["prune"][recipe.prune.method]
     scored = {name: out for name, out in outs["evaluate"].items() if out.manifest()}

@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from cluster import storage
-from pipelines import amounts, figures
-from pipelines.architecture import BYTES
-from pipelines.known import Known
-from pipelines.plan_costs import rewrite
+from pipelines.planning import amounts
+from pipelines.planning.architecture import BYTES
+from pipelines.planning.costs import rewrite
+from pipelines.planning.known import Known
 from pipelines.recipe import objective_of
+from pipelines.reporting import figures
 
 Row = dict[str, Any]
 

@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
-from pipelines.losses import next_token_loss, target_count
-from pipelines.optimizers import Together
+from pipelines.training.losses import next_token_loss, target_count
+from pipelines.training.optimizers import Together
 
 Batch = dict[str, torch.Tensor]
 Optimizer = torch.optim.Optimizer | Together

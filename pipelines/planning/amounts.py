@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from cluster import storage
 from pipelines import prepare, prompts
-from pipelines.assumptions import Assumptions
+from pipelines.planning.assumptions import Assumptions
 from pipelines.recipe import Dataset, Recipe
 
 AT_HAND = 64 << 20  # bytes of a data file that a plan still reads

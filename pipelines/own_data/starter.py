@@ -11,11 +11,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pipelines import answers, files, guess, models, recipe_file, records, reference, sizing
+from pipelines import answers, models, recipe_file, reference
+from pipelines.own_data import guess, sizing
+from pipelines.own_data.sizing import Model, Notes
 from pipelines.recipe import Dataset, Evaluate, Generate, Prune, Recipe, Teacher
 from pipelines.recipe_file import BadInput
-from pipelines.records import Record
-from pipelines.sizing import Model, Notes
+from pipelines.rows import files, records
+from pipelines.rows.records import Record
 
 LOOKED_AT = 200  # rows whose columns and answers are looked at
 READ = 20_000  # rows that are read as the run will read them

@@ -2,10 +2,11 @@
 
 from typing import NamedTuple
 
-from pipelines import amounts, architecture, gpus, models, prune
-from pipelines.amounts import Amount
-from pipelines.architecture import BYTES, Architecture
-from pipelines.assumptions import Assumptions
+from pipelines import models, prune
+from pipelines.planning import amounts, architecture, gpus
+from pipelines.planning.amounts import Amount
+from pipelines.planning.architecture import BYTES, Architecture
+from pipelines.planning.assumptions import Assumptions
 from pipelines.recipe import Recipe, Student, objective_of
 from pipelines.recipe_file import BadInput
 

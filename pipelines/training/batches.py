@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from pipelines import prompts
-from pipelines.losses import IGNORED
+from pipelines.training.losses import IGNORED
 
 
 class Encoded(NamedTuple):

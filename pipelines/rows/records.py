@@ -13,9 +13,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines import answers, conversations, files
-from pipelines.conversations import Unfit
+from pipelines import answers
 from pipelines.recipe import Dataset
+from pipelines.rows import conversations, files
+from pipelines.rows.conversations import Unfit
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pipelines import answers, conversations
+from pipelines import answers
+from pipelines.rows import conversations
 
 QUESTION = ("question", "instruction", "prompt", "query", "problem", "input", "text", "context")
 CONTEXT = ("context", "passage", "document", "background", "body", "input")

@@ -1,4 +1,4 @@
-"""Score the tiny teacher on held-out problems and write its model card: `python -m pipelines.tiny_scores`.
+"""Score the tiny teacher on held-out problems and write its model card: `python -m pipelines.tiny.scores`.
 
 Three figures a family: exact match of plain answers; of rewrites, the share that keeps the right
 answer, and of these the share in the own style and the share equal to the reference. And one overall:
@@ -12,10 +12,12 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from pipelines import answers, families, prompts, styles, tiny_teacher
-from pipelines.batches import collate, encode
-from pipelines.losses import next_token_loss, target_count
+from pipelines import answers, prompts
 from pipelines.models import TINY
+from pipelines.tiny import families, styles
+from pipelines.tiny.teacher import ROUNDS
+from pipelines.training.batches import collate, encode
+from pipelines.training.losses import next_token_loss, target_count
 
 
 def write(model: Any, tokenizer: Any, asked: list[list[prompts.Message]], longest: int = 200) -> list[str]:
@@ -98,7 +100,7 @@ def card(found: dict[str, Any]) -> str:
     losses = found["nats_per_token"]
     return CARD.format(
         millions=found["parameters"] / 1e6,
-        rounds=tiny_teacher.ROUNDS,
+        rounds=ROUNDS,
         items=found["items_each"],
         rows="\n".join(rows),
         rewrites=losses["rewrites"],

@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 
-from pipelines import batches, checkpoints, loop, optimizers, parallel
 from pipelines.recipe import Student
+from pipelines.training import batches, checkpoints, loop, optimizers, parallel
 
 PROGRESS_SECONDS = 1.0
 

@@ -6,7 +6,7 @@ operands) and change words and layout, so that a student can learn them as well 
 an honest opponent for self-distilled data.
 """
 
-from pipelines.families import Problem
+from pipelines.tiny.families import Problem
 
 STYLES = ("own", "prose", "notes", "explain")
 FOREIGN = ("prose", "notes")

@@ -5,10 +5,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from pipelines import plots
-from pipelines.findings import Inputs
-from pipelines.headline import headline
-from pipelines.plots import Bar, Line, Mark
+from pipelines.reporting import plots
+from pipelines.reporting.findings import Inputs
+from pipelines.reporting.headline import headline
+from pipelines.reporting.plots import Bar, Line, Mark
 
 PARTS = {"overall": "All tasks", "in_domain": "In-domain", "out_of_domain": "Out-of-domain"}
 SAMPLES = 12
@@ -21,7 +21,7 @@ def render(inputs: Inputs, made: Made) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("pipelines", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=PackageLoader("pipelines", "reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"percent": percent, "short": short, "took": took, "signed": signed}

@@ -2,14 +2,15 @@
 
 from dataclasses import replace
 
-from pipelines import lm_tasks, memory, work
-from pipelines.amounts import Amount
-from pipelines.architecture import BYTES
-from pipelines.gpus import Gpu
-from pipelines.known import Known
-from pipelines.memory import Memory
+from pipelines import lm_tasks
+from pipelines.planning import memory, work
+from pipelines.planning.amounts import Amount
+from pipelines.planning.architecture import BYTES
+from pipelines.planning.gpus import Gpu
+from pipelines.planning.known import Known
+from pipelines.planning.memory import Memory
+from pipelines.planning.work import Engine, Work
 from pipelines.recipe import objective_of
-from pipelines.work import Engine, Work
 
 
 def memories(k: Known) -> list[Memory]:

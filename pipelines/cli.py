@@ -261,8 +261,10 @@ def main() -> None:
     try:
         with signals.interruptible():
             app()
-    except KeyboardInterrupt:
-        sys.exit(_fail("interrupted; the same command goes on from here", 130))
+    except SystemExit as ended:  # typer turns Ctrl-C into one, too
+        if said := {130: "interrupted", 143: "terminated"}.get(ended.code if isinstance(ended.code, int) else 0):
+            print(f"regrow: {said}; the same command goes on from here", file=sys.stderr)
+        raise
     except (OSError, RuntimeError, ValueError) as error:
         if os.environ.get("REGROW_DEBUG"):
             raise

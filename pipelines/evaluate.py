@@ -25,6 +25,16 @@ ITEMS = pa.schema(
 )
 
 
+def check(recipe: Recipe) -> None:
+    """What this stage will need, asked before the first one: its lm-eval tasks (ValueError), its port (OSError)."""
+    from pipelines import lm_tasks
+    from serving import endpoint
+
+    lm_tasks.check(recipe.evaluate.lm_eval)
+    if recipe.cluster.address == "local":
+        endpoint.check_port(recipe.serve.host, recipe.serve.port)
+
+
 def evaluate(
     recipe: Recipe, models: dict[str, Path], rows: list[dict[str, Any]], outs: dict[str, Artifact]
 ) -> Iterator[tuple[str, dict[str, Any]]]:

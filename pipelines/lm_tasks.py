@@ -1,6 +1,7 @@
 """lm-eval tasks, asked of an endpoint: what is scored is what is served."""
 
 import contextlib
+import difflib
 import functools
 import io
 import logging
@@ -89,6 +90,28 @@ def named(asked: str) -> tuple[str, int | None]:
     return (name, int(shots)) if name and shots.isdecimal() else (asked, None)
 
 
+def check(tasks: Sequence[str]) -> None:
+    """Raise ValueError where a recipe's word for a task names no file, and no task that lm-eval knows."""
+    names = [named(task)[0] for task in tasks]
+    for file in filter(_is_file, names):
+        if not Path(file).is_file():
+            raise ValueError(f"evaluate.lm_eval: task file {file!r} does not exist")
+    if all(map(_is_file, names)):
+        return  # reading lm-eval's index takes seconds
+    from lm_eval.tasks import TaskManager
+
+    known = TaskManager().all_tasks
+    for name in names:
+        if not _is_file(name) and name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            meant = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"evaluate.lm_eval: no task {name!r}; {meant}`lm-eval ls tasks` lists the names")
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith((".yaml", ".yml"))
+
+
 def load(tasks: Sequence[str]) -> Any:
     """lm-eval's task objects, each with its number of examples set. Its index of some ten thousand task files
     is read only where a name needs it.
@@ -97,11 +120,8 @@ def load(tasks: Sequence[str]) -> Any:
     from lm_eval.tasks import TaskManager
 
     asked = [named(task) for task in tasks]
-    files = [name for name, _ in asked if name.endswith((".yaml", ".yml"))]
-    for file in files:
-        if not Path(file).is_file():
-            raise ValueError(f"lm-eval task file {file!r} does not exist")
-    manager = TaskManager(include_defaults=len(files) < len(tasks), metadata={})
+    check([name for name, _ in asked if _is_file(name)])
+    manager = TaskManager(include_defaults=not all(_is_file(name) for name, _ in asked), metadata={})
     whole: dict[str, dict[str, Any]] = {"tasks": {}, "groups": {}, "group_map": {}}
     for name, shots in asked:  # one by one: of a group's or tag's tasks, each has the number asked for the group
         try:

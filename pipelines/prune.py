@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines import cards, cuts, models, prompts
+from pipelines import cards, cuts, models, prompts, weights
 from pipelines.cuts import Importance
 from pipelines.recipe import Recipe
 from pipelines.screen import say
@@ -55,8 +55,14 @@ def measure(recipe: Recipe, teacher: Path, questions: list[list[prompts.Message]
 
     from pipelines import layers
 
+    weights.check(teacher)
     texts = _calibration(recipe, AutoTokenizer.from_pretrained(teacher, trust_remote_code=False), questions)
     model = _placed(teacher)
+    if (most := max(map(max, texts))) >= (rows := model.get_input_embeddings().num_embeddings):
+        raise ValueError(
+            f"teacher.model: the tokenizer in {teacher} makes token {most}, but the model's embedding has {rows} rows; "
+            "tokenizer and weights are of different models"
+        )
     said = time.monotonic()
 
     def progress(done: int, total: int) -> None:
@@ -87,7 +93,7 @@ def prune(recipe: Recipe, method: str, teacher: Path, importance: Importance, ou
     tokenizer = AutoTokenizer.from_pretrained(teacher, trust_remote_code=False)
     removed = cuts.choose(method, recipe.prune.layers, importance)
     # loaded again, in the checkpoint's own dtype: what is kept is kept to the bit
-    model = _load(teacher, "auto")
+    model = weights.load(teacher, "auto")
     before, total = _parameters(model), len(importance.influence)
     layers.remove(model, removed)
     if wrong := layers.mismatches(model):
@@ -140,18 +146,14 @@ def _placed(teacher: Path) -> Any:
     import torch
 
     if not torch.cuda.is_available():
-        return _load(teacher, torch.float32)
+        return weights.load(teacher, torch.float32)
     free, _ = torch.cuda.mem_get_info()
     needed = sum(file.stat().st_size for file in teacher.glob("*.safetensors"))
     spread = needed > 0.9 * free and torch.cuda.device_count() > 1
-    return _load(teacher, torch.bfloat16, device_map="auto") if spread else _load(teacher, torch.bfloat16).to("cuda")
-
-
-def _load(teacher: Path, dtype: Any, **where: Any) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(
-        teacher, dtype=dtype, use_safetensors=True, trust_remote_code=False, **where
+    return (
+        weights.load(teacher, torch.bfloat16, device_map="auto")
+        if spread
+        else weights.load(teacher, torch.bfloat16).to("cuda")
     )
 
 

@@ -27,6 +27,10 @@ def run(recipe: Recipe, until: str = "report") -> Done:
     """Do every stage up to `until`, reusing what is there; returns what was done, the report among it at the end."""
     check(recipe)
     done, story = Done(), steps(recipe)
+    if until == "report" and story[-1].pending():
+        from pipelines import evaluate
+
+        evaluate.check(recipe)
     with place.claimed(figures.home(recipe)):
         figures.remember(recipe)
         with ExitStack() as stack:

@@ -1,7 +1,11 @@
 """The command as its user meets it: help, listings, and what it says to bad input."""
 
 import json
+import signal
+import socket
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -156,3 +160,60 @@ def test_rows_too_long_for_the_engine_end_in_quarantine_and_status_3(regrow: Reg
         (file,) = home.glob("runs/mine/artifacts/generate-*/quarantine.jsonl")
         assert str(file) in done.stderr
         assert "too many for teacher.max_model_len" in json.loads(file.read_text())["error"]
+
+
+def prepared(home: Path) -> set[str]:
+    return {path.parent.name for path in home.glob("runs/mine/artifacts/*/manifest.json")}
+
+
+def test_edited_data_and_a_replaced_teacher_are_never_silently_the_old(regrow: Regrow, home: Path) -> None:
+    """Under the same path stands something else: new artifacts; what stood there before is found again."""
+    words, rows = ("run", "mine.toml", "--until", "prune", "prune.baselines=[]"), home / "rows.jsonl"
+    assert regrow(*words).returncode == 0
+    first, before = prepared(home), rows.read_text()
+    rows.write_text(before.replace("2 + 1?", "2 + 2?").replace("is 3.", "is 4."))
+    assert regrow(*words).returncode == 0
+    second = prepared(home)
+    assert len(second - first) == 2, "other rows are another data set, and another calibration"
+    rows.write_text(before)
+    again = regrow(*words)
+    assert again.returncode == 0 and again.stderr.count("reused") == 2 and prepared(home) == second
+    (home / "teacher").rename(home / "old")
+    tiny.model_dir(home / "teacher", layers=3, seed=1)
+    assert regrow(*words).returncode == 0
+    (third,) = prepared(home) - second
+    assert third.startswith("prune-")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_while_rows_are_read(home: Path, signum: int) -> None:
+    row = json.dumps({"question": "1 + 1?" + " really?" * 20, "answer": "The answer is 2."}) + "\n"
+    (home / "rows.jsonl").write_text(row * 300_000)
+    command = [str(Path(sys.executable).parent / "regrow"), "run", "mine.toml", "--until", "prepare"]
+    run = subprocess.Popen(command, cwd=home, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while not (home / "runs/mine").exists() and run.poll() is None:
+        time.sleep(0.02)
+    time.sleep(1)
+    run.send_signal(signum)
+    said, _ = run.communicate(timeout=60)
+    assert run.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[signum], said
+    assert "the same command goes on from here" in said and "Traceback" not in said
+    assert not prepared(home)
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["evaluate.lm_eval=['gsm9k:5']"], 2, "no task 'gsm9k'; did you mean 'gsm8k'"),
+        (["evaluate.lm_eval=['mine.yaml']"], 2, "mine.yaml' does not exist"),
+        (["serve.port={port}"], 1, "port {port} on 127.0.0.1 is in use; stop what listens there, or choose another"),
+    ],
+)
+def test_what_the_last_stage_lacks_is_told_before_the_first(
+    regrow: Regrow, home: Path, words: list[str], status: int, said: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = str(listening.getsockname()[1])
+        done = regrow("run", "mine.toml", *(word.replace("{port}", port) for word in words))
+    assert done.returncode == status and said.replace("{port}", port) in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and not prepared(home)

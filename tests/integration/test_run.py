@@ -1,4 +1,4 @@
-"""The whole story, small: interrupted, resumed to the end, run again, served. All through the command itself."""
+"""The whole story, small: interrupted at every stage, resumed to the end, run again, served; through the command."""
 
 import json
 import os
@@ -89,24 +89,50 @@ def survivors(seconds: float = 30) -> list[str]:
     return left
 
 
-def test_ctrl_c_leaves_resumable_state_and_no_process(home: Path) -> None:
+def shard_written(home: Path) -> bool:
+    return any(home.glob("runs/small/artifacts/generate-*/shards/*.parquet"))
+
+
+# Where the run is hit, in the order of the story: each goes on from the one before. What to wait for (a line, and
+# then so many seconds or a file), the signal, and how many artifacts are whole by then.
+HITS = {
+    "prune": ("prepare: done", 3.0, signal.SIGTERM, 1),
+    "generate, engine coming up": ("generate: starting", 8.0, signal.SIGINT, 2),
+    "generate, rows being written": ("generate: starting", shard_written, signal.SIGTERM, 2),
+    "train": ("sdd: 64 rows", 6.0, signal.SIGINT, 3),
+    "evaluate, engines coming up": ("evaluate: starting", 12.0, signal.SIGTERM, 4),
+    "evaluate, questions being asked": ("up at http", 0.5, signal.SIGINT, 4),
+}
+
+
+@pytest.mark.parametrize("stage", HITS)
+def test_interrupted_anywhere_it_leaves_resumable_state_and_no_process(home: Path, stage: str) -> None:
+    said, wait, signum, whole = HITS[stage]
+    committed = {path: path.read_bytes() for path in home.glob("runs/small/artifacts/*/manifest.json")}
+    shards = {path: path.read_bytes() for path in home.glob("runs/small/artifacts/generate-*/shards/*.parquet")}
     run = start(home, "run", "small.toml")
-    lines_until(run, "generate: starting")
-    time.sleep(8)  # Ray Data and the engine are coming up
-    os.killpg(run.pid, signal.SIGINT)
+    lines_until(run, said)
+    deadline = time.monotonic() + 90
+    while callable(wait) and not wait(home) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0 if callable(wait) else wait)
+    os.killpg(run.pid, signum)
     rest, _ = run.communicate(timeout=60)
-    assert run.returncode == 130, rest
-    assert "Traceback" not in rest
+    status, word = {signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (143, "terminated")}[signum]
+    assert run.returncode == status, rest
+    assert f"{word}; the same command goes on from here" in rest and "Traceback" not in rest
     assert not survivors()
-    assert len(list(home.glob("runs/small/artifacts/*/manifest.json"))) == 2  # prepare and prune stay
+    assert len(list(home.glob("runs/small/artifacts/*/manifest.json"))) >= whole
+    assert committed.items() <= {p: p.read_bytes() for p in home.glob("runs/small/artifacts/*/manifest.json")}.items()
+    assert all(path.read_bytes() == content for path, content in shards.items())
 
 
 def test_the_same_command_goes_on_to_the_report(home: Path) -> None:
     run = start(home, "run", "small.toml")
     said, _ = run.communicate(timeout=500)
     assert run.returncode == 0, said
-    assert "prepare: reused" in said and "prune: reused" in said and "Traceback" not in said
-    assert "generate: 64 of 64" in said, "no progress was shown"
+    assert all(f"{stage}: reused" in said for stage in ("prepare", "prune", "generate", "train")), said
+    assert "Traceback" not in said
     report = json.loads((home / "runs/small/report.json").read_text())
     assert report["schema"] == 1
     assert [m["name"] for m in report["models"]] == ["teacher", "pruned", "sdd"]

@@ -58,7 +58,7 @@ def run(
         raise recipe_file.BadInput(f"no stage {until!r}{close}; stages are: {', '.join(story.STAGES)}")
     read = recipe_file.load(recipe, overrides or [])
     if plan:
-        _plan(read, as_json, gpu_hour_price, assume or [])
+        _plan(read, until, as_json, gpu_hour_price, assume or [])
         return
     if as_json or assume or gpu_hour_price is not None:
         raise recipe_file.BadInput("--json, --assume and --gpu-hour-price are a plan's; give --plan with them")
@@ -222,12 +222,12 @@ def _show(recipe: Any, made: dict[str, Any]) -> None:
     typer.echo(f"report: {figures.home(recipe)}/report.html")
 
 
-def _plan(recipe: Any, as_json: bool, price: float | None, assume: list[str]) -> None:
+def _plan(recipe: Any, until: str, as_json: bool, price: float | None, assume: list[str]) -> None:
     from pipelines import plan
     from pipelines.planning import screen as plan_page
     from pipelines.planning.assumptions import assumed
 
-    made = plan.plan(recipe, assumed(assume), price)
+    made = plan.plan(recipe, assumed(assume), price, until)
     if as_json:
         typer.echo(json.dumps(made, indent=2))
     else:

@@ -14,15 +14,20 @@ from pipelines.planning.lm_sizes import SIZES
 from pipelines.planning.memory import Memory
 from pipelines.planning.work import Work
 from pipelines.recipe import Recipe
+from pipelines.run import STAGES
 
 
-def plan(recipe: Recipe, assumed: Assumptions, price: float | None = None) -> dict[str, Any]:
-    """The whole plan, as `--json` prints it. Memory in bytes, `price` in any currency for one GPU's hour.
+def plan(recipe: Recipe, assumed: Assumptions, price: float | None = None, until: str = STAGES[-1]) -> dict[str, Any]:
+    """The plan of all stages up to `until`, as `--json` prints it. Memory in bytes, `price` in any currency for
+    one GPU's hour.
 
     Raises BadInput where the teacher's configuration or local data cannot be had."""
     k = known.know(recipe, assumed)
-    t, memories, works = k.teacher, costs.memories(k), costs.workloads(k)
+    asked = STAGES[: STAGES.index(until) + 1]
+    memories = [one for one in costs.memories(k) if one.what.partition(":")[0] in asked]
+    works = [one for one in costs.workloads(k) if one.stage in asked]
     rows, why = stages.stages(k)
+    t = k.teacher
     return {
         "recipe": recipe.name,
         "teacher": {"model": recipe.teacher.model, "from": k.source.where, "family": t.family, "layers": t.layers}
@@ -30,7 +35,7 @@ def plan(recipe: Recipe, assumed: Assumptions, price: float | None = None) -> di
         "pruned": {"removed": recipe.prune.layers, "layers": k.kept, "parameters": t.parameters(k.kept)},
         "gpu": None if k.gpu is None else k.gpu._asdict(),
         "data": [amount._asdict() for amount in k.rows],
-        "stages": rows,
+        "stages": [row for row in rows if row["stage"] in asked],
         "memory": [one.plain() for one in memories],
         "host_memory": round(costs.host(k)),
         "work": [one.plain() for one in works],

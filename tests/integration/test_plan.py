@@ -60,6 +60,16 @@ def test_json_is_the_plan_and_only_that(regrow: Regrow) -> None:
     assert {row["name"]: row["value"] for row in made["assumptions"]}["train_mfu"] == 0.2
 
 
+def test_a_plan_ends_where_the_run_is_to_end(regrow: Regrow) -> None:
+    whole = json.loads(regrow("run", "llama-3.1-8b-sdd", "--plan", "--json").stdout)
+    part = json.loads(regrow("run", "llama-3.1-8b-sdd", "--plan", "--json", "--until", "generate").stdout)
+    assert {row["stage"] for row in part["stages"]} == {"prepare", "prune", "generate"}
+    assert part["stages"] == whole["stages"][: len(part["stages"])]
+    assert {row["stage"] for row in part["work"]} == {"prune", "generate"}
+    assert [row["what"] for row in part["memory"]] == ["prune: measuring", "generate: teacher"]
+    assert 0 < part["total"]["gpu_hours"] < whole["total"]["gpu_hours"]
+
+
 def test_a_plan_is_quick_and_imports_nothing_heavy() -> None:
     heavy = "('torch', 'ray', 'vllm', 'transformers', 'lm_eval')"
     code = (

@@ -1,6 +1,6 @@
-"""Checkpoints that this project did not make: cut, then the same logits in transformers and in stock vLLM."""
+"""Checkpoints that this project did not make: cut, the same logits in transformers and in stock vLLM; then as
+teachers that write, as students that learn, behind the endpoint."""
 
-import io
 import json
 import os
 import subprocess
@@ -8,43 +8,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    LlamaConfig,
-    LlamaTokenizer,
-    MistralConfig,
-    Qwen2Config,
-    Qwen3Config,
-)  # fmt: skip
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pipelines import layers, prompts, prune
-from pipelines.recipe import Recipe
-from tests import tiny
+from pipelines import evaluate, generate, layers, prompts, prune, shards, train
+from pipelines.recipe import Recipe, Student
+from serving import endpoint
+from tests import others
+from tests.others import CONFIGS, LAYERS, QUESTIONS, WINDOW
 
 pytestmark = pytest.mark.timeout(400)
-LAYERS, WINDOW = 5, 16
-QUESTIONS = [f"What is {n} + {n * n}? Say it in words, and slowly." for n in range(12)]
-SHAPE: dict[str, Any] = {
-    "hidden_size": 128,
-    "intermediate_size": 192,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.2,
-    "bos_token_id": None,
-    "pad_token_id": None,
-}
-CONFIGS = {
-    "llama": LlamaConfig(**SHAPE, tie_word_embeddings=False),
-    "sentencepiece": LlamaConfig(**SHAPE | {"bos_token_id": 1}, tie_word_embeddings=True),
-    "qwen2": Qwen2Config(**SHAPE, tie_word_embeddings=True),
-    "qwen3": Qwen3Config(**SHAPE, tie_word_embeddings=False, head_dim=64),
-    "mistral": MistralConfig(**SHAPE, sliding_window=WINDOW, head_dim=32),
-}
 # In one process and without engine processes: importing vLLM takes longer than all five models.
 VLLM = """
 import json, sys
@@ -64,34 +40,9 @@ print("FOUND" + json.dumps(found))
 """
 
 
-def sentencepiece_tokenizer(folder: Path) -> Any:
-    """A tokenizer as Llama 2 shipped it: one SentencePiece file."""
-    import sentencepiece
-
-    made = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(QUESTIONS * 20), model_writer=made, vocab_size=300, model_type="bpe", byte_fallback=True,
-        character_coverage=1.0, minloglevel=2,
-    )  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.model").write_bytes(made.getvalue())
-    return LlamaTokenizer.from_pretrained(folder)
-
-
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Name → directory of a random model as somebody else would have saved it."""
-    home, found = tmp_path_factory.mktemp("others"), {}
-    for seed, (name, config) in enumerate(CONFIGS.items()):
-        words = sentencepiece_tokenizer(home / "sp") if name == "sentencepiece" else tiny.tokenizer(chat=seed % 2 == 1)
-        if name != "mistral":
-            words.pad_token = None
-        config.vocab_size, config.eos_token_id = len(words), words.eos_token_id
-        torch.manual_seed(seed)
-        AutoModelForCausalLM.from_config(config).save_pretrained(home / name)
-        words.save_pretrained(home / name)
-        found[name] = home / name
-    return found
+    return others.checkpoints(tmp_path_factory.mktemp("others"))
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +101,92 @@ def test_vllm_gives_the_logits_of_transformers(cut: dict[str, tuple[Path, list[i
                 for token, value in said.items():
                     # fp32 on both sides; five blocks with weights of 0.2 make logits of some tens
                     assert value == pytest.approx(wanted[place, int(token)].item(), abs=2e-3), (name, place)
+
+
+RATES = {"llama": (0, 1e-3), "sentencepiece": (4, 1e-2), "qwen2": (0, 1e-3), "qwen3": (4, 1e-2), "mistral": (0, 1e-3)}
+TRAINED = {  # every family, full (rank 0) and with adapters
+    name: Student(name="sdd", lora_rank=rank, lora_alpha=16, learning_rate=rate, epochs=6, batch_tokens=512)
+    for name, (rank, rate) in RATES.items()
+}
+
+
+def recipe(path: Path) -> Recipe:
+    return Recipe.model_validate({
+        "name": "t", "teacher": {"model": str(path), "max_model_len": 256}, "prune": {"layers": 2},
+        "dataset": [{"name": "d", "source": "x.jsonl"}], "generate": {"max_tokens": 16, "shard_rows": 4},
+        "evaluate": {"max_tokens": 12, "concurrency": 4}, "cluster": {"workers": 1},
+    })  # fmt: skip
+
+
+def records() -> list[dict[str, Any]]:
+    base = {"task": "sums", "context": "", "history": "", "kind": "number"}
+    return [
+        {**base, "id": str(n), "input": f"{n} + {n}?", "reference": f"It is {2 * n}.", "answer": str(2 * n)}
+        for n in range(8)
+    ]
+
+
+def greedy(path: Path, row: dict[str, Any], asked: list[prompts.Message], new: int) -> str:
+    """transformers' own greedy answer in fp32."""
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    words = AutoTokenizer.from_pretrained(path)
+    ids = torch.tensor([words(prompts.text(words, asked), add_special_tokens=not words.chat_template).input_ids])
+    made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False)
+    return words.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("name", ["sentencepiece", "mistral"])
+def test_others_teachers_write(ray_session: None, checkpoints: dict[str, Path], tmp_path: Path, name: str) -> None:
+    """Without chat template and pad token, with a begin token; and with a sliding window."""
+    summary = generate.generate(recipe(checkpoints[name]), checkpoints[name], records(), str(tmp_path))
+    assert summary["rows"] == 8 and summary["error"] == 0
+    made = {row["id"]: row for row in shards.rewrites(str(tmp_path))}
+    assert set(made) == {row["id"] for row in records()}
+    for row in records()[:3]:
+        said = greedy(checkpoints[name], row, prompts.rewrite(row["input"], row["reference"]), 16)
+        # a character that the token limit cut in half is shown differently
+        assert made[row["id"]]["text"].rstrip("\ufffd") == said.rstrip("\ufffd")
+
+
+@pytest.fixture(scope="module")
+def students(
+    ray_session: None, cut: dict[str, tuple[Path, list[int]]], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """Name → output of the train stage on the cut checkpoint."""
+    home, found = tmp_path_factory.mktemp("students"), {}
+    rows = [{"id": r["id"], "prompt": r["input"], "target": r["reference"]} for r in records()] * 4
+    pq.write_table(pa.Table.from_pylist(rows), home / "rows.parquet")
+    for name, student in TRAINED.items():
+        path = cut[name][0]
+        train.train(recipe(path), student, path, str(home / "rows.parquet"), home / name)
+        found[name] = home / name
+    return found
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_others_students_learn(students: dict[str, Path], cut: dict[str, tuple[Path, list[int]]], name: str) -> None:
+    losses = [json.loads(line)["loss"] for line in (students[name] / "losses.jsonl").read_text().splitlines()]
+    assert losses[-1] < 0.8 * losses[0], losses
+    model = AutoModelForCausalLM.from_pretrained(students[name] / "model")
+    before = AutoModelForCausalLM.from_pretrained(cut[name][0])
+    assert {n: p.shape for n, p in model.named_parameters()} == {n: p.shape for n, p in before.named_parameters()}
+    assert model.config.num_hidden_layers == LAYERS - 2
+    words, own = (AutoTokenizer.from_pretrained(path) for path in (students[name] / "model", cut[name][0]))
+    assert words(QUESTIONS[0]).input_ids == own(QUESTIONS[0]).input_ids
+
+
+def test_others_students_are_served_and_scored(students: dict[str, Path], tmp_path: Path) -> None:
+    """One endpoint, three families; what it says is transformers' greedy text."""
+    served = {name: students[name] / "model" for name in ("sentencepiece", "qwen3", "mistral")}
+    asked = recipe(served["mistral"])
+    settings = asked.serve.model_copy(update={"port": 8769, "max_num_seqs": 8})
+    with endpoint.endpoint(served, settings, 256) as base_url:
+        for name, path in served.items():
+            (tmp_path / name).mkdir()
+            evaluate.score(asked, base_url, name, path, records(), tmp_path / name)
+    for name, path in served.items():
+        items = pq.read_table(tmp_path / name / "items.parquet").to_pylist()
+        assert [item["id"] for item in items] == [row["id"] for row in records()]
+        for row, item in list(zip(records(), items, strict=True))[:3]:
+            said = greedy(path, row, prompts.answer(row["input"]), 12)
+            assert item["text"].rstrip("\ufffd") == said.rstrip("\ufffd"), name

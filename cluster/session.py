@@ -3,11 +3,11 @@
 import logging
 import os
 import re
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from cluster import signals
 
 OBJECT_STORE = 256 << 20  # bytes of Ray's object store in a private cluster
 # What Ray's driver prints of every run and nobody can act on: Serve's controller ends by killing itself (a
@@ -41,10 +41,8 @@ def session(address: str, cpus: int | None) -> Iterator[None]:
     for name in ("ray", "ray.data"):  # the stages tell what a user wants to know
         logging.getLogger(name).setLevel(logging.ERROR)
     stdout_deduplicator.skip_re = UNTOLD
-    terminated = signal.getsignal(signal.SIGTERM)
-    _start(address=address, runtime_env={"env_vars": worker_environment()}, **options)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, terminated)  # Ray puts its own in place, which exits with another status
+    with signals.kept():
+        _start(address=address, runtime_env={"env_vars": worker_environment()}, **options)
     try:
         yield
     finally:

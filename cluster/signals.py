@@ -7,6 +7,7 @@ command would go on as if nobody had asked it to stop.
 
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +24,20 @@ def interruptible() -> Iterator[None]:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Leaves the block with the SIGTERM handler that was there before: every `ray.init` puts Ray's own in place,
+    which exits with another status, and some of Ray's libraries call it again inside a session."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _stop(error: BaseException) -> None:

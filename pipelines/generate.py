@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from cluster import storage
+from cluster import signals, storage
 from pipelines import prompts, shards, verdicts
 from pipelines.recipe import Recipe
 from pipelines.rows import conversations
@@ -102,7 +102,8 @@ def _pipeline(recipe: Recipe, teacher: Path, url: str, todo: list[dict[str, Any]
     def after(row: dict[str, Any]) -> dict[str, Any]:
         return {key: row.get(key) for key in (*shards.CARRIED, *shards.GENERATED)}
 
-    processor = build_processor(config(recipe, teacher, engines), preprocess=before, postprocess=after)
+    with signals.kept():
+        processor = build_processor(config(recipe, teacher, engines), preprocess=before, postprocess=after)
     tables = [_table(shard) for shard in todo]
     options = {"max_tokens": settings.max_tokens, "url": url}
     return processor(ray.data.from_arrow(tables)).map_batches(

@@ -112,7 +112,7 @@ def test_interrupted_anywhere_it_leaves_resumable_state_and_no_process(home: Pat
     shards = {path: path.read_bytes() for path in home.glob("runs/small/artifacts/generate-*/shards/*.parquet")}
     run = start(home, "run", "small.toml")
     lines_until(run, said)
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 150
     while callable(wait) and not wait(home) and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0 if callable(wait) else wait)

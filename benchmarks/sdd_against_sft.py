@@ -3,19 +3,23 @@
     python benchmarks/sdd_against_sft.py                     # every setting, three seeds; goes on where it stopped
     python benchmarks/sdd_against_sft.py --only base --seeds 5
 
-A setting is: layers removed, LoRA rank (0: full), training rows, style of the references. In each, both
+A setting is: layers removed, LoRA rank (0: full), training rows, style of the references (`own` is the
+control: references in the teacher's own words leave self-distillation nothing to mend). In each, both
 arms see the same questions for the same number of epochs and get the same search for the learning rate:
 every rate of the grid is trained once (seed 100) and scored on validation items over all families, in
 and out of domain (kind to SFT: it may choose a small rate, which forgets less); the best is trained
-with each seed and scored on the test items. Data, cut, loss and training loop are the pipeline's own.
+with each seed and scored on the test items. The table's last column is SFT as someone would choose it who
+looks at his own families alone (one seed, validation items). Data, cut, loss and training loop are the pipeline's own.
 Models answer through transformers in this process instead of an endpoint; the tests show that both
 give the same greedy text.
 
-Every training is written to results/sdd_against_sft.json as soon as it is scored.
+Every training is written to results/sdd_against_sft.json as soon as it is scored; the picture beside it is
+of the settings asked for.
 """
 
 import itertools
 import json
+import subprocess
 import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -36,8 +40,8 @@ from pipelines.training import batches, loop, optimizers, worker
 
 RESULTS = Path(__file__).parent / "results" / "sdd_against_sft.json"
 IN_DOMAIN = ("story", "sort", "position")
-FULL, LORA = (1e-4, 2e-4, 5e-4), (5e-4, 1e-3, 2e-3)
-EPOCHS, BATCH_TOKENS, TEST, VALIDATION, MOST = 3, 1024, 50, 20, 4000
+FULL, LORA = (2e-5, 6e-5, 2e-4, 6e-4), (1e-4, 3e-4, 1e-3, 3e-3)
+EPOCHS, BATCH_TOKENS, TEST, VALIDATION = 3, 1024, 50, 20
 SEARCH_SEED = 100
 
 
@@ -63,6 +67,7 @@ SETTINGS = {
     "rows-1000": Setting(rows=1000),
     "rows-4000": Setting(rows=4000),
     "prose": Setting(style="prose"),
+    "own": Setting(style="own"),
     "prose-rank-16": Setting(style="prose", rank=16),
     "layers-2-rank-16": Setting(layers=2, rank=16),
     "layers-4-rank-16": Setting(layers=4, rank=16),
@@ -95,8 +100,9 @@ def pruned(n: int) -> Path:
 def training_set(style: str) -> dict[str, list[tuple[str, str, str]]]:
     """Family → (question, reference, self-distilled target); the first rows of a larger set are a smaller one."""
     made = {}
+    most = max(setting.rows for setting in SETTINGS.values() if setting.style == style)
     for family in IN_DOMAIN:
-        found = families.distinct(family, "train", 0, -(-MOST // len(IN_DOMAIN)))
+        found = families.distinct(family, "train", 0, most // len(IN_DOMAIN))
         shown = [styles.render(problem, style) for problem in found]
         asked = [prompts.rewrite(p.question, reference) for p, reference in zip(found, shown, strict=True)]
         rows = []
@@ -143,6 +149,13 @@ def mean(found: dict[str, str], among: Iterable[str] = tuple(families.FAMILIES))
     return sum(shares) / len(shares)
 
 
+@cache
+def revision() -> str:
+    """The commit whose code runs."""
+    told = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return told.stdout.strip() or "unknown"
+
+
 class Results:
     """What is known so far: (name, arm, rate, seed, set) → items, in one JSON file."""
 
@@ -164,7 +177,7 @@ class Results:
                 return row["items"]
         model = teacher()[0] if arm == "teacher" else fit_or_cut(name, arm, rate, seed)
         items = scored(model, *((TEST, 1) if on == "test" else (VALIDATION, 2)))
-        self.rows.append({**key, "average": round(mean(items), 4), "items": items})
+        self.rows.append({**key, "average": round(mean(items), 4), "items": items, "revision": revision()})
         whole = {**self.head, "settings": {n: asdict(s) for n, s in SETTINGS.items()}, "trainings": self.rows}
         partial = self.path.with_suffix(".part")
         partial.write_text(json.dumps(whole, indent=1) + "\n")
@@ -180,10 +193,14 @@ def fit_or_cut(name: str, arm: str, rate: float, seed: int) -> Any:
     return type(teacher()[0]).from_pretrained(pruned(SETTINGS[name].layers), dtype=torch.float32).eval()
 
 
+def grid(name: str) -> tuple[float, ...]:
+    """The learning rates that both arms of a setting try."""
+    return LORA if SETTINGS[name].rank else FULL
+
+
 def best_rate(results: Results, name: str, arm: str) -> float:
     """The rate of the grid with the best validation average."""
-    grid = LORA if SETTINGS[name].rank else FULL
-    return max(grid, key=lambda rate: mean(results.get(name, arm, rate, SEARCH_SEED, "validation")))
+    return max(grid(name), key=lambda rate: mean(results.get(name, arm, rate, SEARCH_SEED, "validation")))
 
 
 def pooled(runs: list[dict[str, str]]) -> list[dict[str, Any]]:
@@ -215,6 +232,10 @@ def compared(results: Results, name: str, seeds: int) -> dict[str, Any]:
     row["sdd-sft out"] = recovery.difference(items["sdd"], items["sft"], out_of)
     row["sdd-pruned out"] = recovery.difference(items["sdd"], items["pruned"], out_of)
     row["worst seed over pruned"] = min(mean(run) for run in runs["sdd"]) - row["pruned"][0]
+    searched = [results.get(name, "sft", rate, SEARCH_SEED, "validation") for rate in grid(name)]
+    row["sft keen"] = max(
+        ([mean(run, part) for part in (IN_DOMAIN, out_of)] for run in searched), key=lambda two: two[0]
+    )
     return row
 
 
@@ -232,13 +253,46 @@ def shown(row: dict[str, Any]) -> str:
     gaps = [gap(name) for name in ("sdd-sft", "sdd-sft out", "sdd-pruned out")]
     worst = f"{100 * row['worst seed over pruned']:+.1f}"
     arms = [three(arm) for arm in ("pruned", "sft", "sdd")]
-    return "| " + " | ".join([row["setting"], *arms, recovered, *gaps, worst]) + " |"
+    keen = " / ".join(f"{100 * value:.1f}" for value in row["sft keen"])
+    rates = f"{row['rates']['sft']:g}, {row['rates']['sdd']:g}"
+    return "| " + " | ".join([row["setting"], rates, *arms, recovered, *gaps, worst, keen]) + " |"
 
 
 HEAD = (
-    "| setting | pruned all / in / out | SFT | SDD | SDD recovery % | SDD − SFT | … out-of-domain "
-    "| SDD − pruned out-of-domain | worst SDD seed − pruned |\n|" + "---|" * 9
+    "| setting | rates: SFT, SDD | pruned all / in / out | SFT | SDD | SDD recovery % | SDD − SFT | … out-of-domain "
+    "| SDD − pruned out-of-domain | worst SDD seed − pruned | SFT at its best rate in-domain: in / out |\n|"
+    + "---|"
+    * 11
 )
+
+
+def draw(rows: list[dict[str, Any]], to: Path) -> None:
+    """What each setting scores in and out of domain; and what SDD and SFT make of more rows."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    arms = {"pruned": ("#888888", "untrained cut"), "sft": ("#d1495b", "SFT"), "sdd": ("#30638e", "SDD")}
+    with matplotlib.rc_context({"svg.hashsalt": "regrow", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(13, 0.36 * len(rows) + 1.6), layout="constrained")
+        panels = figure.subplots(1, 3, width_ratios=(2, 2, 1.6))
+        for panel, part, title in zip(panels, (1, 2), ("in-domain", "out-of-domain"), strict=False):
+            for arm, (colour, label) in arms.items():
+                shares = [100 * row[arm][part] for row in rows]
+                panel.scatter(shares, range(len(rows)), color=colour, label=label, s=36)
+            panel.set(title=f"{title}, % right", yticks=range(len(rows)), xlim=(-3, 103))
+            panel.set_yticklabels([row["setting"] for row in rows] if part == 1 else [])
+            panel.invert_yaxis()
+            panel.grid(axis="x", alpha=0.3)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", ncols=3, frameon=False)
+        sized = {SETTINGS[row["setting"]].rows: row for row in rows if row["setting"].startswith(("rows-", "base"))}
+        for arm in ("sft", "sdd"):
+            for part, dash in ((1, "--"), (2, "-")):
+                points = [(n, 100 * sized[n][arm][part]) for n in sorted(sized)]
+                panels[2].plot(*zip(*points, strict=True), dash, marker="o", color=arms[arm][0]) if points else None
+        panels[2].set(title="more rows (dashed: in-domain)", xlabel="training rows", xscale="log", ylim=(-3, 103))
+        panels[2].set_xticks(sorted(sized), [str(n) for n in sorted(sized)], minor=False)
+        panels[2].minorticks_off()
+        figure.savefig(to, metadata={"Date": None})
 
 
 def main(
@@ -254,6 +308,7 @@ def main(
     results = Results(out)
     rows = [compared(results, name, seeds) for name in only or SETTINGS]
     print("\n".join(itertools.chain([HEAD], map(shown, rows))))
+    draw(rows, out.with_suffix(".svg"))
     ours, peer = (sum(row[arm][0] for row in rows) / len(rows) for arm in ("sdd", "sft"))
     claim = "SDD's share of right answers over SFT's, mean over settings"
     line = {"claim": claim, "ratio": round(ours / peer, 3), "ours": round(ours, 4), "peer": round(peer, 4)}

@@ -103,8 +103,8 @@ def test_vllm_gives_the_logits_of_transformers(cut: dict[str, tuple[Path, list[i
                     assert value == pytest.approx(wanted[place, int(token)].item(), abs=2e-3), (name, place)
 
 
-RATES = {"llama": (0, 1e-3), "sentencepiece": (4, 1e-2), "qwen2": (0, 1e-3), "qwen3": (4, 1e-2), "mistral": (0, 1e-3)}
-TRAINED = {  # every family, full (rank 0) and with adapters
+RATES = {"sentencepiece": (4, 1e-2), "qwen2": (0, 1e-3), "qwen3": (4, 1e-2), "mistral": (0, 1e-3)}
+TRAINED = {  # a Llama, both Qwens, a Mistral; full (rank 0) and with adapters
     name: Student(name="sdd", lora_rank=rank, lora_alpha=16, learning_rate=rate, epochs=6, batch_tokens=512)
     for name, (rank, rate) in RATES.items()
 }
@@ -126,26 +126,13 @@ def records() -> list[dict[str, Any]]:
     ]
 
 
-def greedy(path: Path, row: dict[str, Any], asked: list[prompts.Message], new: int) -> str:
+def greedy(path: Path, asked: list[prompts.Message], new: int) -> str:
     """transformers' own greedy answer in fp32."""
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     words = AutoTokenizer.from_pretrained(path)
     ids = torch.tensor([words(prompts.text(words, asked), add_special_tokens=not words.chat_template).input_ids])
     made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False)
     return words.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
-
-
-@pytest.mark.parametrize("name", ["sentencepiece", "mistral"])
-def test_others_teachers_write(ray_session: None, checkpoints: dict[str, Path], tmp_path: Path, name: str) -> None:
-    """Without chat template and pad token, with a begin token; and with a sliding window."""
-    summary = generate.generate(recipe(checkpoints[name]), checkpoints[name], records(), str(tmp_path))
-    assert summary["rows"] == 8 and summary["error"] == 0
-    made = {row["id"]: row for row in shards.rewrites(str(tmp_path))}
-    assert set(made) == {row["id"] for row in records()}
-    for row in records()[:3]:
-        said = greedy(checkpoints[name], row, prompts.rewrite(row["input"], row["reference"]), 16)
-        # a character that the token limit cut in half is shown differently
-        assert made[row["id"]]["text"].rstrip("\ufffd") == said.rstrip("\ufffd")
 
 
 @pytest.fixture(scope="module")
@@ -175,10 +162,25 @@ def test_others_students_learn(students: dict[str, Path], cut: dict[str, tuple[P
     assert words(QUESTIONS[0]).input_ids == own(QUESTIONS[0]).input_ids
 
 
+@pytest.mark.parametrize("name", ["sentencepiece", "mistral"])
+def test_others_teachers_write(students: dict[str, Path], tmp_path: Path, name: str) -> None:
+    """Without chat template and pad token, with a begin token; and with a sliding window.
+
+    The teachers are the students, which write words: a random model's stray bytes are shown in several ways."""
+    path = students[name] / "model"
+    summary = generate.generate(recipe(path), path, records(), str(tmp_path))
+    assert summary["rows"] == 8 and summary["error"] == 0
+    made = {row["id"]: row for row in shards.rewrites(str(tmp_path))}
+    assert set(made) == {row["id"] for row in records()}
+    for row in records()[:3]:
+        said = greedy(path, prompts.rewrite(row["input"], row["reference"]), 16)
+        assert made[row["id"]]["text"].strip() == said.strip() != ""
+
+
 def test_others_students_are_served_and_scored(students: dict[str, Path], tmp_path: Path) -> None:
-    """One endpoint, three families; what it says is transformers' greedy text."""
-    served = {name: students[name] / "model" for name in ("sentencepiece", "qwen3", "mistral")}
-    asked = recipe(served["mistral"])
+    """One endpoint, two families; what it says is transformers' greedy text."""
+    served = {name: students[name] / "model" for name in ("sentencepiece", "qwen3")}
+    asked = recipe(served["qwen3"])
     settings = asked.serve.model_copy(update={"port": 8769, "max_num_seqs": 8})
     with endpoint.endpoint(served, settings, 256) as base_url:
         for name, path in served.items():
@@ -188,5 +190,5 @@ def test_others_students_are_served_and_scored(students: dict[str, Path], tmp_pa
         items = pq.read_table(tmp_path / name / "items.parquet").to_pylist()
         assert [item["id"] for item in items] == [row["id"] for row in records()]
         for row, item in list(zip(records(), items, strict=True))[:3]:
-            said = greedy(path, row, prompts.answer(row["input"]), 12)
-            assert item["text"].rstrip("\ufffd") == said.rstrip("\ufffd"), name
+            said = greedy(path, prompts.answer(row["input"]), 12)
+            assert item["text"].strip() == said.strip() != "", name  # SentencePiece's first space comes or goes

@@ -59,17 +59,14 @@ SETTINGS = {
     "base": Setting(),
     "layers-2": Setting(layers=2),
     "layers-4": Setting(layers=4),
-    "rank-4": Setting(rank=4),
     "rank-16": Setting(rank=16),
     "rank-64": Setting(rank=64),
     "rows-250": Setting(rows=250),
     "rows-500": Setting(rows=500),
     "rows-1000": Setting(rows=1000),
-    "rows-4000": Setting(rows=4000),
     "prose": Setting(style="prose"),
     "own": Setting(style="own"),
     "prose-rank-16": Setting(style="prose", rank=16),
-    "layers-2-rank-16": Setting(layers=2, rank=16),
     "layers-4-rank-16": Setting(layers=4, rank=16),
 }
 

@@ -158,12 +158,14 @@ def browser() -> str:
     return found
 
 
-def chromium(tmp_path: Path, page: Path, *flags: str) -> str:
-    """Open `page` in a fresh headless Chromium and return what it prints."""
-    command = [browser(), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+def chromium(tmp_path: Path, page: Path, *flags: str) -> tuple[str, list[str]]:
+    """Open `page` in a fresh headless Chromium: what it prints, and the lines of its console."""
+    command = [browser(), "--headless", "--no-sandbox", "--enable-logging=stderr", "--no-first-run",
+               "--disable-gpu", "--disable-quic",
                "--disable-background-networking", "--disable-component-update", "--disable-sync",
                "--disable-dev-shm-usage", f"--user-data-dir={tmp_path / 'profile'}", *flags, page.as_uri()]  # fmt: skip
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=240).stdout
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=240)
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
 def looked_at(tmp_path: Path, page: Path, widths: tuple[int, ...]) -> list[dict]:
@@ -187,7 +189,8 @@ def looked_at(tmp_path: Path, page: Path, widths: tuple[int, ...]) -> list[dict]
     frames = "".join(f'<iframe style="border:0;width:{w}px;height:900px" srcdoc="{source}"></iframe>' for w in widths)
     wrapper = tmp_path / "wrapper.html"
     wrapper.write_text(f'<!doctype html><meta charset="utf-8"><body>{frames}<script>{script}</script>', encoding="utf8")
-    printed = chromium(tmp_path, wrapper, "--dump-dom", "--window-size=1400,1000")
+    printed, console = chromium(tmp_path, wrapper, "--dump-dom", "--window-size=1400,1000")
+    assert console == []
     found = re.search(r"<body>(\[.*\])</body>", printed, re.DOTALL)
     assert found, printed[:2000]
     return json.loads(html.unescape(found[1]))
@@ -293,6 +296,12 @@ def test_page_asks_nothing_of_the_network_and_is_small(inputs, tmp_path):
     names = Attributes(page).names
     assert not names & {"src", "href", "srcset", "action", "data", "<script>", "<img>", "<link>", "<iframe>"}
     assert not [name for name in names if name.startswith("on")]
+
+
+def test_the_console_is_heard(tmp_path):
+    (tmp_path / "page.html").write_text("<!doctype html><script>undefined.call()</script>")
+    _, console = chromium(tmp_path, tmp_path / "page.html", "--dump-dom")
+    assert len(console) == 1 and "TypeError" in console[0]
 
 
 @pytest.mark.parametrize("inputs", [example(), hostile()], ids=["plain", "hostile"])

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 LOST = """
@@ -51,3 +52,31 @@ def test_an_interruption_is_neither_lost_nor_raised_into_the_cleaning_up(
     done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
     assert done.stdout == f"{said}\n", done.stderr
     assert done.returncode == status and time.monotonic() - began < 40
+
+
+STUCK = """
+import os, signal, subprocess, sys, threading
+from cluster import signals
+signals.PATIENCE = 1.0
+child = subprocess.Popen(["sleep", "60"])
+print(child.pid, flush=True)
+with signals.interruptible():
+    try:
+        os.kill(os.getpid(), int(sys.argv[1]))
+        threading.Event().wait()
+    finally:
+        while True:
+            try:
+                threading.Event().wait()  # for a server that is no more
+            except BaseException:
+                pass
+"""
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_cleaning_up_has_an_end(signum: int, status: int) -> None:
+    command = [sys.executable, "-c", STUCK, str(int(signum))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    assert done.returncode == status and "the same command goes on from here" in done.stderr
+    child = int(done.stdout)
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE, "it lives on"

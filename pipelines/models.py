@@ -114,8 +114,9 @@ def _from_hub(model: str) -> Path:
 
     name, _, revision = model.partition("@")
     wanted = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "README.md", *cards.LICENCE_FILES]
+    twice = ["consolidated*", "original/*"]  # the same weights in the publisher's own layout (Mistral, Llama)
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted, ignore_patterns=twice))
     except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError) as error:
         why = " ".join(str(error).split())
         raise ValueError(f"model {model!r} is no directory and could not be had from the hub: {why}") from error

@@ -68,6 +68,7 @@ class Asked(BaseHTTPRequestHandler):
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     home = tiny.model_dir(tmp_path_factory.mktemp("small"), layers=2)
     (home / "pytorch_model.bin").write_bytes(b"a pickle")
+    (home / "consolidated.safetensors").write_bytes(b"the same weights once more")
     for terms in ("LICENSE", "USE_POLICY.md"):
         (home / terms).write_text(f"the {terms} of small")
     (home / "modeling_small.py").write_text("raise SystemExit('remote code was run')")
@@ -91,7 +92,7 @@ def test_a_pinned_revision_comes_whole_and_without_code_or_pickles(hub: Hub, tmp
     names = {file.name for file in found.iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"} <= names
     assert {"LICENSE", "USE_POLICY.md"} <= names, "the teacher's terms go with it"
-    assert not names & {"pytorch_model.bin", "modeling_small.py"}
+    assert not names & {"pytorch_model.bin", "modeling_small.py", "consolidated.safetensors"}
     for name in names:
         assert (found / name).read_bytes() == (hub.home / name).read_bytes()
     fetched = sum(path.startswith("GET /acme") for path in hub.paths)

@@ -105,7 +105,7 @@ def test_vllm_gives_the_logits_of_transformers(cut: dict[str, tuple[Path, list[i
 
 RATES = {"sentencepiece": (4, 1e-2), "qwen2": (0, 1e-3), "qwen3": (4, 1e-2), "mistral": (0, 1e-3)}
 TRAINED = {  # a Llama, both Qwens, a Mistral; full (rank 0) and with adapters
-    name: Student(name="sdd", lora_rank=rank, lora_alpha=16, learning_rate=rate, epochs=6, batch_tokens=512)
+    name: Student(name="sdd", lora_rank=rank, lora_alpha=16, learning_rate=rate, epochs=8, batch_tokens=512)
     for name, (rank, rate) in RATES.items()
 }
 
@@ -141,7 +141,9 @@ def students(
 ) -> dict[str, Path]:
     """Name → output of the train stage on the cut checkpoint."""
     home, found = tmp_path_factory.mktemp("students"), {}
-    rows = [{"id": r["id"], "prompt": r["input"], "target": r["reference"]} for r in records()] * 4
+    shown = [(prompts.REWRITE.format(question=r["input"], reference=r["reference"]), r) for r in records()]
+    asked = [*((r["input"], r) for r in records()), *shown]
+    rows = [{"id": r["id"], "prompt": prompt, "target": r["reference"]} for prompt, r in asked] * 3
     pq.write_table(pa.Table.from_pylist(rows), home / "rows.parquet")
     for name, student in TRAINED.items():
         path = cut[name][0]

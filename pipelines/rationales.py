@@ -33,10 +33,10 @@ _CUE = re.compile(
     r"\b(?P<noun>answer|label|option|choice)(?P<plural>s?)[*_]{0,3}(?:\ to\ (?:the|this)\ \w{1,20})?"
     r"(?:\ ?(?P<colon>[:=])|\ (?:is|are|would\ be|will\ be)\b(?:\ that\b)?\ ?(?P<listed>:?))[*_]{0,3}"
     r"|(?<!\#)(?P<hash>\#{4,10})(?!\#)"
-    r"|\\f?boxed\ ?\{(?P<box>(?:[^{}]|\{[^{}]{0,300}\}){1,300})\}",
+    r"|\\f?boxed\ ?\{(?P<box>(?:[^{}\n]|\{[^{}\n]{0,300}\}){1,300})\}",
     re.IGNORECASE,
 )
-_BOX = re.compile(r"\\f?boxed\ ?\{((?:[^{}]|\{[^{}]{0,300}\}){1,300})\}")
+_BOX = re.compile(r"\\f?boxed\ ?\{((?:[^{}\n]|\{[^{}\n]{0,300}\}){1,300})\}")
 _HEAD = re.compile(r"^\s*(?:A|Answer):", re.IGNORECASE)  # the head of the turn, said again
 _TITLE = re.compile(r"^#{1,6}\ ?[*_]{0,3}((?:final\ )?answer)[ *_]{0,4}$", re.IGNORECASE | re.MULTILINE)
 _SUPPOSED = re.compile(r"\b(?:if|whether|unless|what|when)\s+$", re.IGNORECASE)
@@ -49,7 +49,7 @@ _ANNOUNCED = re.compile(r"(?:as follows|below|found|obtained|calculated|determin
 # A full stop ends the label, but not that of "St. Louis" or "Washington D.C. area".
 _END = re.compile(
     r"(?<!\.\w)(?<!\bSt)(?<!\bMt)(?<!\bFt)(?<!\bDr)(?<!\bMr)(?<!\bMs)(?<!\bMrs)(?<!\bvs)[.!?](?=[*_\"”]{0,3}\s+\S)"
-    r"|[,;]?\s+because\b|,\s+(?:since|as)\b",
+    r"|[,;]?\s+because\b|,\s+(?:since|as)\b|\s+Premise\b",
 )
 _OPTION = re.compile(
     r"(?:(?:option|choice)\ )?(?:[(\[][A-J][)\]][:.,]?\s*|[A-J](?:\)|[.:](?=\s))\s*)(?=[\w\"'“‘])", re.IGNORECASE
@@ -104,7 +104,7 @@ def vote(labels: Sequence[str | None], kind: str) -> tuple[str, float] | None:
 
 def _first_turn(raw: str) -> str:
     """What the teacher wrote to this question: without thoughts in tags, and up to the next turn."""
-    text = _TITLE.sub(r"\1:", raw.replace("\r\n", "\n").rpartition("</think>")[2])
+    text = _TITLE.sub(r"\1:", raw.replace("\r\n", "\n").replace("\r", "\n").rpartition("</think>")[2])
     for pattern in (_STOP, _NEXT):
         for match in pattern.finditer(text):
             if text[: match.start()].strip(" \n#*_"):  # at the very start the question is only repeated
@@ -173,8 +173,9 @@ def _bare(content: str, kind: str) -> str:
     for left, right in (("$", "$"), ("\\(", "\\)"), ("'", "'"), ("‘", "’")):
         if words.startswith(left) and words.endswith(right) and len(words) > len(left + right):
             words = words.removeprefix(left).removesuffix(right).strip()
-    if kind == "choice":
-        words = content[:start] + words
-    elif len(_MARKED.findall(words)) == 1:
-        words = _OPTION_BEHIND.sub("", words) or words
+    behind = _OPTION_BEHIND.search(words) if len(_MARKED.findall(words)) == 1 else None
+    letter = content[:start]
+    if behind and behind.start():
+        words, letter = words[: behind.start()], letter or behind[0].strip() + " "
+    words = letter + words if kind == "choice" else words
     return words if len(words) <= MAX_LABEL and re.search(r"[^\W_]", words) else ""

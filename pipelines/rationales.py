@@ -32,9 +32,10 @@ _CUE = re.compile(
     r"(?P<the>\b(?:the|my|our)\s)?(?P<firm>\b(?:final|correct|right)\s)?(?:\b(?:best|closest|most\ \w{1,20})\s)?"
     r"\b(?P<noun>answer|label|option|choice)(?P<plural>s?)[*_]{0,3}(?:\ to\ (?:the|this)\ \w{1,20})?"
     r"(?:\ ?(?P<colon>[:=])|\ (?:is|are|would\ be|will\ be)\b(?:\ that\b)?\ ?(?P<listed>:?))[*_]{0,3}"
+    r"|^(?P<bare>(?:final\ )?answer)(?=\ \(?[A-J]\)?[ .*]{0,4}$)"
     r"|(?<!\#)(?P<hash>\#{4,10})(?!\#)"
     r"|\\f?boxed\ ?\{(?P<box>(?:[^{}\n]|\{[^{}\n]{0,300}\}){1,300})\}",
-    re.IGNORECASE,
+    re.IGNORECASE | re.MULTILINE,
 )
 _BOX = re.compile(r"\\f?boxed\ ?\{((?:[^{}\n]|\{[^{}\n]{0,300}\}){1,300})\}")
 _HEAD = re.compile(r"^\s*(?:A|Answer):", re.IGNORECASE)  # the head of the turn, said again
@@ -125,7 +126,7 @@ def _firm(cue: re.Match[str]) -> bool:
     part = cue.groupdict()
     if not cue.string[: cue.start()].strip(" \n#*_>"):
         return False
-    if part["hash"] or part["so"] or part["firm"]:
+    if part["hash"] or part["bare"] or part["so"] or part["firm"]:
         return True
     return bool(part["colon"]) and (_at_line_start(cue) or part["noun"] == "Answer")
 
@@ -133,7 +134,7 @@ def _firm(cue: re.Match[str]) -> bool:
 def _is_other(cue: re.Match[str]) -> bool:
     """Whether the words of a cue are none: "whether the answer is ...", "only answers are ...", "the label is"."""
     part = cue.groupdict()
-    if part["hash"] or part["box"]:
+    if not part["noun"]:
         return False
     if part["noun"].lower() != "answer":
         field = part["noun"].lower() == "label" and part["colon"] and _at_line_start(cue)
@@ -169,6 +170,7 @@ def _bare(content: str, kind: str) -> str:
     start = option.end() if option else 0
     end = _END.search(content, start)
     words = content[start : end.start() if end else len(content)].strip(' \n\t*_`"“”')
+    ended = words.endswith(".")
     words = words.removesuffix(".").rstrip(' *_`"”')
     for left, right in (("$", "$"), ("\\(", "\\)"), ("'", "'"), ("‘", "’")):
         if words.startswith(left) and words.endswith(right) and len(words) > len(left + right):
@@ -178,4 +180,6 @@ def _bare(content: str, kind: str) -> str:
     if behind and behind.start():
         words, letter = words[: behind.start()], letter or behind[0].strip() + " "
     words = letter + words if kind == "choice" else words
-    return words if len(words) <= MAX_LABEL and re.search(r"[^\W_]", words) else ""
+    # Signs alone are a label ("] } ]") where a full stop shows that they are whole.
+    said = re.search(r"[^\W_]", words) or (ended and words.strip(" .([{"))
+    return words if said and len(words) <= MAX_LABEL else ""

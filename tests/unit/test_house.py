@@ -20,9 +20,9 @@ MAY_IMPORT = {
     "pipelines": {"cluster", "serving", "pipelines"},
 }
 PURE = (
-    "answers arithmetic cuts layers prompts recipe recipe_file verdicts rows/records rows/files rows/splits "
-    "rows/conversations rows/contamination own_data/guess training/batches training/losses reporting/recovery "
-    "tiny/families tiny/styles"
+    "answers arithmetic cuts few_shot layers prompts rationales recipe recipe_file verdicts rows/records rows/files "
+    "rows/splits rows/conversations rows/contamination rows/published own_data/guess training/batches training/losses "
+    "reporting/recovery tiny/families tiny/styles"
 ).split()
 
 

@@ -19,7 +19,6 @@ from pipelines import place
 from pipelines import run as story
 from pipelines.recipe import Recipe
 from pipelines.recipe_file import BadInput
-from pipelines.reporting import figures
 
 SHAPE = re.compile(rf"(?:{'|'.join(story.STAGES)})(?:-[a-z0-9][a-z0-9._-]{{0,62}})?-[0-9a-f]{{16}}")
 QUIET = datetime.timedelta(hours=1)  # on S3, where no lock tells that a run is still at work
@@ -42,7 +41,7 @@ def clean(recipe: Recipe, yes: bool, quiet: datetime.timedelta = QUIET) -> Itera
 
     Raises BadInput while a run works there, and where nothing at all would be kept; OSError where
     something cannot be removed."""
-    home = figures.home(recipe)
+    home = place.home(recipe)
     named = {f"{out.name}-{out.id}" for step in story.steps(recipe) for out in step.outs.values()}
     with place.claimed(home):
         found = look(home, named, quiet)

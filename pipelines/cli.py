@@ -215,11 +215,10 @@ def _remembered(run: str) -> Any:
 
 def _show(recipe: Any, made: dict[str, Any]) -> None:
     """The recovery table, and where the report is."""
-    from pipelines import screen
-    from pipelines.reporting import figures
+    from pipelines import place, screen
 
     screen.table(made)
-    typer.echo(f"report: {figures.home(recipe)}/report.html")
+    typer.echo(f"report: {place.home(recipe)}/report.html")
 
 
 def _plan(recipe: Any, until: str, as_json: bool, price: float | None, assume: list[str]) -> None:

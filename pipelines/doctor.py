@@ -17,9 +17,8 @@ from packaging.specifiers import SpecifierSet
 
 from cluster import machine, packages, session, storage
 from cluster.packages import Installed
-from pipelines import models
+from pipelines import models, place
 from pipelines.recipe import Recipe, Serve, objective_of
-from pipelines.reporting import figures
 
 Mark = Literal["ok", "warn", "fail"]
 GIB = 1 << 30
@@ -170,7 +169,7 @@ def disks(recipe: Recipe | None) -> Iterator[Check]:
     Hugging Face cache."""
     from huggingface_hub import constants
 
-    home = figures.home(recipe) if recipe else str(Path("runs").resolve())
+    home = place.home(recipe) if recipe else str(Path("runs").resolve())
     if storage.is_local(home):
         room = max(DISK, checkpoints(recipe)) if recipe else DISK
         yield _disk("run directory", Path(home), "fail", "give another with run_dir=DIR", room)
@@ -196,11 +195,11 @@ def checkpoints(recipe: Recipe) -> int:
     return sum(file.stat().st_size for file in teacher.glob("*.safetensors")) * (len(cuts) + len(trained))
 
 
-def _disk(name: str, place: Path, refused: Mark, do: str, room: int = DISK) -> Check:
-    if why := machine.refusal(place):
-        return Check(name, refused, f"cannot write to {place} ({why})", do)
-    left = machine.free(place)
-    found = f"{place}, {left / GIB:.1f} GiB free"
+def _disk(name: str, at: Path, refused: Mark, do: str, room: int = DISK) -> Check:
+    if why := machine.refusal(at):
+        return Check(name, refused, f"cannot write to {at} ({why})", do)
+    left = machine.free(at)
+    found = f"{at}, {left / GIB:.1f} GiB free"
     if left < room:
         mark: Mark = "fail" if left < room / 20 else "warn"
         return Check(name, mark, f"{found}, less than {room / GIB:.1f}", f"free some, or {do}")

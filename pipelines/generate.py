@@ -13,9 +13,8 @@ from typing import Any
 import pyarrow as pa
 
 from cluster import signals, storage
-from pipelines import prompts, shards, verdicts
+from pipelines import conversations, prompts, shards, verdicts
 from pipelines.recipe import Recipe
-from pipelines.rows import conversations
 from pipelines.screen import say
 
 

@@ -1,4 +1,4 @@
-"""The run's directory, this process's alone for as long as it works there; and what to say where it cannot."""
+"""The run's directory: where it is, this process's alone while it works there; and what to say where it cannot."""
 
 import contextlib
 import errno
@@ -8,12 +8,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cluster import lock, storage
+from pipelines.recipe import Recipe
 from pipelines.recipe_file import BadInput
 from pipelines.screen import say
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 LITTLE = 64 << 10  # bytes
 SAID = ("No space left on device", "Disk quota exceeded")
+
+
+def home(recipe: Recipe) -> str:
+    """Where the run's artifacts and report go."""
+    where = recipe.run_dir or f"runs/{recipe.name}"
+    return str(Path(where).resolve()) if storage.is_local(where) else where  # workers have a folder of their own
+
+
+def remember(recipe: Recipe) -> None:
+    """Write the resolved recipe to the run's directory, for `status` and `report`."""
+    fs, path = storage.filesystem(storage.join(home(recipe), "recipe.json"))
+    fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+    fs.pipe_file(path, recipe.model_dump_json(indent=2).encode())
 
 
 @contextlib.contextmanager

@@ -9,8 +9,8 @@ conversation, the turns before it come first, word for word; the instruction wra
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines.rows import conversations
-from pipelines.rows.conversations import Message
+from pipelines import conversations
+from pipelines.conversations import Message
 
 REWRITE = (
     "Here is a question and a reference answer. Use the reference as a guide and answer in your own words.\n\n"

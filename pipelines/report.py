@@ -4,10 +4,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cluster.artifacts import Artifact
+from pipelines import place
+from pipelines.recipe import Recipe
 from pipelines.reporting import findings, page
+from pipelines.reporting.gather import Outs, gather
+from pipelines.steps import Done
 
 
-def report(inputs: findings.Inputs, out: Path) -> dict[str, Any]:
+def report(recipe: Recipe, outs: Outs, done: Done) -> dict[str, Any]:
+    """Write report.json and report.html into the run's directory; returns report.json's content."""
+    with Artifact("report", "report", place.home(recipe)).writing() as folder:
+        return write(gather(recipe, outs, done), folder)
+
+
+def write(inputs: findings.Inputs, out: Path) -> dict[str, Any]:
     """Write `out`/report.json and `out`/report.html; returns report.json's content.
 
     Raises ValueError where two models were not asked the same test items."""

@@ -11,10 +11,9 @@ from typing import Any
 
 from cluster.artifacts import Artifact
 from cluster.session import session
-from pipelines import ids, models, place, prepare
+from pipelines import ids, inputs, models, place, prepare, report
 from pipelines.recipe import Recipe, Student, objective_of
 from pipelines.recipe_file import BadInput
-from pipelines.reporting import figures
 from pipelines.screen import say
 from pipelines.steps import Done, Step, perform, step
 
@@ -31,8 +30,8 @@ def run(recipe: Recipe, until: str = "report") -> Done:
         from pipelines import evaluate
 
         evaluate.check(recipe)
-    with place.claimed(figures.home(recipe)):
-        figures.remember(recipe)
+    with place.claimed(place.home(recipe)):
+        place.remember(recipe)
         with ExitStack() as stack:
             for stage in STAGES[: STAGES.index(until) + 1]:
                 for todo in (s for s in story if s.stage == stage):
@@ -42,7 +41,7 @@ def run(recipe: Recipe, until: str = "report") -> Done:
         if until != "report":
             say(f"stopped after {until}, as asked")
         else:
-            done.report = figures.report(recipe, {s.stage: s.outs for s in story}, done)
+            done.report = report.report(recipe, {s.stage: s.outs for s in story}, done)
     return done
 
 
@@ -53,13 +52,13 @@ def again(recipe: Recipe) -> dict[str, Any] | None:
         if manifest := out.manifest():
             done.add(out, manifest, reused=True)
     outs = {s.stage: s.outs for s in story}
-    return figures.report(recipe, outs, done) if any(out.manifest() for out in outs["evaluate"].values()) else None
+    return report.report(recipe, outs, done) if any(out.manifest() for out in outs["evaluate"].values()) else None
 
 
 def servable(recipe: Recipe, only: list[str]) -> dict[str, Path]:
     """Model name → checkpoint directory of what a run has made, the teacher first. Raises BadInput."""
     outs = {s.stage: s.outs for s in steps(recipe)}
-    made = figures.cuts(recipe, outs["prune"]) | outs["train"]
+    made = inputs.cuts(recipe, outs["prune"]) | outs["train"]
     found = {"teacher": models.resolve(recipe.teacher.model)}
     found |= {name: out.local() / "model" for name, out in made.items() if out.manifest()}
     for name in only:
@@ -83,7 +82,7 @@ def check(recipe: Recipe) -> None:
 
 def steps(recipe: Recipe) -> list[Step]:
     """Every stage of the run with its artifacts; ids follow from the recipe alone, nothing is made yet."""
-    home, shaped = figures.home(recipe), ids.Shaped(recipe)
+    home, shaped = place.home(recipe), ids.Shaped(recipe)
     teacher = models.resolve(recipe.teacher.model)
 
     def prepared(outs: dict[str, Artifact]) -> Made:
@@ -96,7 +95,7 @@ def steps(recipe: Recipe) -> list[Step]:
     def pruned(outs: dict[str, Artifact]) -> Made:
         from pipelines import prune
 
-        importance = prune.measure(recipe, teacher, figures.calibration(recipe, data))
+        importance = prune.measure(recipe, teacher, inputs.calibration(recipe, data))
         for method, out in outs.items():
             with out.writing() as folder:
                 yield method, prune.prune(recipe, method, teacher, importance, folder)
@@ -108,7 +107,7 @@ def steps(recipe: Recipe) -> list[Step]:
     def generated(outs: dict[str, Artifact]) -> Made:
         from pipelines import generate
 
-        yield "", generate.generate(recipe, teacher, figures.records(data, "train"), outs[""].url)
+        yield "", generate.generate(recipe, teacher, inputs.records(data, "train"), outs[""].url)
 
     generate_step = step(home, "generate", {"": shaped.generate(data)}, generated, ray=True)
     written = generate_step.outs[""]
@@ -119,20 +118,20 @@ def steps(recipe: Recipe) -> list[Step]:
         for name, out in outs.items():
             student = next(s for s in students if s.name == name)
             with out.writing() as folder:
-                rows = figures.targets(objective_of(name), data, written, folder)
+                rows = inputs.targets(objective_of(name), data, written, folder)
                 yield name, train.train(recipe, student, cut.local() / "model", rows, folder)
 
     students: list[Student] = [s for s in recipe.student if objective_of(s.name) != "none"]
     shapes = {s.name: shaped.train(s, cut, written if objective_of(s.name) == "sdd" else data) for s in students}
     train_step = step(home, "train", shapes, trained, ray=True)
 
-    scored: dict[str, Artifact | None] = {"teacher": None, **figures.cuts(recipe, prune_step.outs), **train_step.outs}
+    scored: dict[str, Artifact | None] = {"teacher": None, **inputs.cuts(recipe, prune_step.outs), **train_step.outs}
 
     def evaluated(outs: dict[str, Artifact]) -> Made:
         from pipelines import evaluate
 
         paths = {name: _checkpoint(scored[name], teacher) for name in outs}
-        yield from evaluate.evaluate(recipe, paths, figures.records(data, "test"), outs)
+        yield from evaluate.evaluate(recipe, paths, inputs.records(data, "test"), outs)
 
     asked = {name: shaped.evaluate(made, data) for name, made in scored.items()}
     evaluate_step = step(home, "evaluate", asked, evaluated, ray=True)

@@ -14,9 +14,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines import cards, models, prompts
+from pipelines import cards, conversations, models, prompts
 from pipelines.recipe import Recipe, Student, objective_of
-from pipelines.rows import conversations
 from pipelines.screen import say
 from pipelines.training import batches, checkpoints
 

@@ -9,8 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pipelines import answers
-from pipelines.rows import conversations
+from pipelines import answers, conversations
 
 QUESTION = ("question", "instruction", "prompt", "query", "problem", "input", "text", "context")
 CONTEXT = ("context", "passage", "document", "background", "body", "input")

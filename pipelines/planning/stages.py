@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from cluster import storage
+from pipelines import place
 from pipelines.planning import amounts
 from pipelines.planning.architecture import BYTES
 from pipelines.planning.costs import rewrite
 from pipelines.planning.known import Known
 from pipelines.recipe import objective_of
-from pipelines.reporting import figures
 
 Row = dict[str, Any]
 
@@ -59,7 +59,7 @@ def _there(k: Known) -> tuple[dict[str, bool], str]:
     """Artifact → whether it is whole, where that can be told from this machine alone; else why not."""
     from pipelines import run
 
-    home = figures.home(k.recipe)
+    home = place.home(k.recipe)
     if storage.is_local(home) and not (Path(home) / "artifacts").is_dir():
         return {}, ""
     if not storage.is_local(home):

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from cluster import storage
-from pipelines.rows import conversations
+from pipelines import conversations
 
 
 def rows(url: str) -> Iterator[tuple[int, dict[str, Any] | str]]:

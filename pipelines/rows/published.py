@@ -12,9 +12,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines import answers, arithmetic, rationales
-from pipelines.rows import conversations, files, records
-from pipelines.rows.conversations import Unfit
+from pipelines import answers, arithmetic, conversations, rationales
+from pipelines.conversations import Unfit
+from pipelines.rows import files, records
 from pipelines.rows.records import BadRow
 
 RELATIONS = ("entailment", "neutral", "contradiction")  # by the numbers of the original data sets

@@ -13,10 +13,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines import answers
+from pipelines import answers, conversations
+from pipelines.conversations import Unfit
 from pipelines.recipe import Dataset
-from pipelines.rows import conversations, files
-from pipelines.rows.conversations import Unfit
+from pipelines.rows import files
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.artifacts import Artifact
-from pipelines import generate, models, prepare, prompts, recipe_file, shards, verdicts
-from pipelines.reporting import figures
-from pipelines.rows import conversations
+from pipelines import conversations, generate, inputs, models, prepare, prompts, recipe_file, shards, verdicts
 from pipelines.tiny import scores as tiny_scores
 
 pytestmark = pytest.mark.timeout(400)
@@ -45,7 +43,7 @@ with session("local", 8):
 def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     out = tmp_path_factory.mktemp("prepare")
     prepare.prepare(recipe_file.load("quickstart", SETTINGS), out)
-    made = figures.records(Artifact("prepare", "x", str(out)), "train")
+    made = inputs.records(Artifact("prepare", "x", str(out)), "train")
     return [{**row, "history": conversations.dump(EARLIER) if i < 4 else ""} for i, row in enumerate(made)]
 
 

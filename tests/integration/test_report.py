@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import recipe_file
-from pipelines.report import report
+from pipelines.report import write as report
 from pipelines.reporting import recovery
 from pipelines.reporting.findings import Inputs, content
 from pipelines.reporting.headline import headline

@@ -8,11 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.artifacts import Artifact
-from pipelines import evaluate, generate, prepare, prompts, train
+from pipelines import conversations, evaluate, generate, inputs, prepare, prompts, train
+from pipelines.conversations import Unfit
 from pipelines.recipe import Dataset, Prune, Recipe, Student
-from pipelines.reporting import figures
-from pipelines.rows import conversations, records
-from pipelines.rows.conversations import Unfit
+from pipelines.rows import records
 from pipelines.training import batches
 from tests import tiny
 
@@ -117,7 +116,7 @@ def test_every_stage_asks_the_whole_conversation(tmp_path: Path) -> None:
     folder = tiny.model_dir(tmp_path / "model", layers=1)
     prepare.prepare(recipe(jsonl(tmp_path / "a.jsonl", [{"messages": WHOLE}])), tmp_path)
     data = Artifact("prepare", "x", str(tmp_path))
-    row = figures.records(data, "train")[0]
+    row = inputs.records(data, "train")[0]
     plain = "<|system|>Be brief.<|end|><|user|>What is 1 + 2?<|end|><|assistant|>The answer is 3.<|end|>"
     wrapped = prompts.REWRITE.format(question="And 3 + 4?", reference="The answer is 7.")
 
@@ -128,10 +127,10 @@ def test_every_stage_asks_the_whole_conversation(tmp_path: Path) -> None:
     assert asked["prompt"] == f"{plain}<|user|>{wrapped}<|end|><|assistant|>"
     assert words.decode(asked["tokens"]) == asked["prompt"]
     assert prompts.explain("x", [SYSTEM])[0] == SYSTEM
-    assert figures.calibration(recipe(tmp_path / "a.jsonl"), data) == [WHOLE[:-1]]
+    assert inputs.calibration(recipe(tmp_path / "a.jsonl"), data) == [WHOLE[:-1]]
     assert evaluate._asked(folder, [row]) == [WHOLE[:-1]]
 
-    path = figures.targets("sft", data, data, tmp_path)
+    path = inputs.targets("sft", data, data, tmp_path)
     packed, too_long, _ = train.read(folder, path, 512)
     assert too_long == 0 and packed.row(0) == batches.encode(words, WHOLE[:-1], "The answer is 7.")
     ids, start = packed.row(0)

@@ -21,7 +21,7 @@ MAY_IMPORT = {
 }
 PURE = (
     "answers arithmetic cuts few_shot layers prompts rationales recipe recipe_file verdicts rows/records rows/files "
-    "rows/splits rows/conversations rows/contamination rows/published own_data/guess training/batches training/losses "
+    "rows/splits conversations rows/contamination rows/published own_data/guess training/batches training/losses "
     "reporting/recovery tiny/families tiny/styles"
 ).split()
 

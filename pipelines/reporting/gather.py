@@ -1,92 +1,25 @@
-"""What stages read of one another's artifacts, and what the report gathers from all of them."""
+"""What the report shows, read from the whole artifacts of a run."""
 
 import io
 import json
-from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster import storage
 from cluster.artifacts import Artifact, versions
-from pipelines import prompts, shards
+from pipelines import conversations, inputs, prompts, shards
 from pipelines.recipe import Recipe, objective_of
-from pipelines.rows import contamination, conversations
+from pipelines.reporting.findings import Inputs
+from pipelines.rows import contamination
 from pipelines.screen import say
 from pipelines.steps import Done
 
 Outs = dict[str, dict[str, Artifact]]
 
 
-def home(recipe: Recipe) -> str:
-    """Where the run's artifacts and report go."""
-    place = recipe.run_dir or f"runs/{recipe.name}"
-    return str(Path(place).resolve()) if storage.is_local(place) else place  # workers have a folder of their own
-
-
-def remember(recipe: Recipe) -> None:
-    """Write the resolved recipe to the run's directory, for `status` and `report`."""
-    fs, path = storage.filesystem(storage.join(home(recipe), "recipe.json"))
-    fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-    fs.pipe_file(path, recipe.model_dump_json(indent=2).encode())
-
-
-def cuts(recipe: Recipe, pruned: dict[str, Artifact]) -> dict[str, Artifact]:
-    """The pruned, untrained models by the name they are served and scored under: `pruned` for the cut
-    that students start from, the method's name for the others."""
-    return {"pruned" if method == recipe.prune.method else method: out for method, out in pruned.items()}
-
-
-def records(data: Artifact, split: str) -> list[dict[str, Any]]:
-    """The records of one split."""
-    rows = pq.read_table(io.BytesIO(storage.read(data.at("records.parquet")))).to_pylist()
-    return [row for row in rows if row["split"] == split]
-
-
-def calibration(recipe: Recipe, data: Artifact) -> list[list[prompts.Message]]:
-    """The questions that layer importance is measured on: train rows spread evenly over the tasks."""
-    rows = records(data, "train") or records(data, "test")
-    step = max(1, len(rows) // recipe.prune.calibration_rows)
-    chosen = rows[::step][: recipe.prune.calibration_rows]
-    return [prompts.of(row) for row in chosen]
-
-
-def targets(objective: str, data: Artifact, written: Artifact, out: Path) -> str:
-    """Write the student's training rows (id, prompt, history, target) and return the file's path: the original
-    references for sft, the teacher's rewrites (or, fallen back, references) for sdd."""
-    rows = records(data, "train")
-    if objective == "sdd":
-        said = {row["id"]: row["target"] for row in shards.rewrites(written.url)}
-    else:
-        said = {row["id"]: row["reference"] for row in rows}
-    asked = [
-        {
-            "id": row["id"],
-            "prompt": prompts.question(row["context"], row["input"]),
-            "history": row["history"],
-            "target": said[row["id"]],
-        }
-        for row in rows
-    ]
-    pq.write_table(pa.Table.from_pylist(asked), out / "data.parquet")
-    return str(out / "data.parquet")
-
-
-def report(recipe: Recipe, outs: Outs, done: Done) -> dict[str, Any]:
-    """Write report.json and report.html into the run's directory; returns report.json's content."""
-    from pipelines import report as page
-
-    inputs = gather(recipe, outs, done)
-    place = Artifact("report", "report", home(recipe))
-    with place.writing() as folder:
-        return page.report(inputs, folder)
-
-
-def gather(recipe: Recipe, outs: Outs, done: Done) -> Any:
+def gather(recipe: Recipe, outs: Outs, done: Done) -> Inputs:
     """The report's inputs, read from the whole artifacts of a run."""
-    from pipelines.reporting.findings import Inputs
-
     data, cut = outs["prepare"][""], outs["prune"][recipe.prune.method]
     scored = {name: out for name, out in outs["evaluate"].items() if out.manifest()}
     written = outs.get("generate", {}).get("")
@@ -103,7 +36,7 @@ def gather(recipe: Recipe, outs: Outs, done: Done) -> Any:
         models=[_model(name, recipe, outs) for name in scored],
         items=items,
         scores={name: out.json("scores.json") for name, out in scored.items()},
-        in_domain={row["task"] for row in records(data, "train")},
+        in_domain={row["task"] for row in inputs.records(data, "train")},
         importance=cut.json("importance.json"),
         losses={name: _lines(out.at("losses.jsonl")) for name, out in outs["train"].items() if out.manifest()},
         generation=generation,
@@ -139,7 +72,7 @@ def _warnings(
 
 def _model(name: str, recipe: Recipe, outs: Outs) -> dict[str, Any]:
     """One row of the report's models."""
-    made = cuts(recipe, outs["prune"])
+    made = inputs.cuts(recipe, outs["prune"])
     cut = _summary(made["pruned"])
     common = {"name": name, "label": name, "seed": recipe.seed, "objective": None, "removed_layers": []}
     if name == "teacher":

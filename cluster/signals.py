@@ -60,9 +60,11 @@ def _stop(error: BaseException, status: int) -> None:
 def _give_up(status: int) -> None:
     import psutil
 
+    me = psutil.Process()
+    family = me.children(recursive=True)  # now: once Ray's raylet is gone, its workers are nobody's children
     time.sleep(PATIENCE)
     print("regrow: stopped without cleaning up; the same command goes on from here", file=sys.stderr, flush=True)
-    for child in psutil.Process().children(recursive=True):
+    for child in {*family, *me.children(recursive=True)}:
         with suppress(psutil.NoSuchProcess):
             child.kill()
     os._exit(status)

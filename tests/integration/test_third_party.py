@@ -164,12 +164,11 @@ def test_others_students_learn(students: dict[str, Path], cut: dict[str, tuple[P
     assert words(QUESTIONS[0]).input_ids == own(QUESTIONS[0]).input_ids
 
 
-@pytest.mark.parametrize("name", ["sentencepiece", "mistral"])
-def test_others_teachers_write(students: dict[str, Path], tmp_path: Path, name: str) -> None:
-    """Without chat template and pad token, with a begin token; and with a sliding window.
+def test_others_teachers_write(students: dict[str, Path], tmp_path: Path) -> None:
+    """Without chat template and pad token, with a begin token of its own.
 
-    The teachers are the students, which write words: a random model's stray bytes are shown in several ways."""
-    path = students[name] / "model"
+    The teacher is the student, which writes words: a random model's stray bytes are shown in several ways."""
+    path = students["sentencepiece"] / "model"
     summary = generate.generate(recipe(path), path, records(), str(tmp_path))
     assert summary["rows"] == 8 and summary["error"] == 0
     made = {row["id"]: row for row in shards.rewrites(str(tmp_path))}

@@ -284,8 +284,8 @@ def draw(rows: list[dict[str, Any]], to: Path) -> None:
         sized = {SETTINGS[row["setting"]].rows: row for row in rows if row["setting"].startswith(("rows-", "base"))}
         for arm in ("sft", "sdd"):
             for part, dash in ((1, "--"), (2, "-")):
-                points = [(n, 100 * sized[n][arm][part]) for n in sorted(sized)]
-                panels[2].plot(*zip(*points, strict=True), dash, marker="o", color=arms[arm][0]) if points else None
+                shares = [100 * sized[n][arm][part] for n in sorted(sized)]
+                panels[2].plot(sorted(sized), shares, dash, marker="o", color=arms[arm][0])
         panels[2].set(title="more rows (dashed: in-domain)", xlabel="training rows", xscale="log", ylim=(-3, 103))
         panels[2].set_xticks(sorted(sized), [str(n) for n in sorted(sized)], minor=False)
         panels[2].minorticks_off()

@@ -251,6 +251,9 @@ def _stages(story: Any, recipe: Any) -> None:
     console.print(shown)
 
 
+STOPPED = {130: "interrupted", 143: "terminated"}
+
+
 def main() -> None:
     """Entry point of `regrow`."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -260,9 +263,10 @@ def main() -> None:
     try:
         with signals.interruptible():
             app()
-    except SystemExit as ended:  # typer turns Ctrl-C into one, too
-        if said := {130: "interrupted", 143: "terminated"}.get(ended.code if isinstance(ended.code, int) else 0):
-            print(f"regrow: {said}; the same command goes on from here", file=sys.stderr)
+    except (KeyboardInterrupt, SystemExit) as ended:  # typer turns most of the first into the second
+        status: Any = 130 if isinstance(ended, KeyboardInterrupt) else ended.code
+        if status in STOPPED:
+            sys.exit(_fail(f"{STOPPED[status]}; the same command goes on from here", status))
         raise
     except (OSError, RuntimeError, ValueError) as error:
         if os.environ.get("REGROW_DEBUG"):

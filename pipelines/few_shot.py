@@ -6,7 +6,7 @@ which `{column}` stands for a row's column and `{{` and `}}` for braces.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +57,18 @@ def render(template: str, row: Mapping[str, Any]) -> str:
     return _PLACE.sub(value, template.rstrip("\n"))
 
 
+def lettered(choices: Sequence[Any]) -> str:
+    """Up to 26 choices as lines "(a) ...", "(b) ..."."""
+    return "\n".join(f"({letter}) {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
+
+
 def _written(value: Any, name: str) -> str:
     if hasattr(value, "tolist"):  # NumPy's, as Ray Data hands out lists and numbers
         value = value.tolist()
     if isinstance(value, list | tuple):
         if not 0 < len(value) <= len(LETTERS):
             raise ValueError(f"column {name!r} is a list of {len(value)}; 1 to {len(LETTERS)} can be lettered")
-        return "\n".join(f"({letter}) {_written(item, name)}" for letter, item in zip(LETTERS, value, strict=False))
+        return lettered([_written(item, name) for item in value])
     if value is None or not isinstance(value, str | int | float):
         raise ValueError(f"column {name!r} is {'null' if value is None else type(value).__name__}, not text")
     return str(value)

@@ -12,13 +12,13 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines import answers, arithmetic, conversations, rationales
+from pipelines import answers, arithmetic, conversations, few_shot, rationales
 from pipelines.conversations import Unfit
 from pipelines.rows import files, records
 from pipelines.rows.records import BadRow
 
 RELATIONS = ("entailment", "neutral", "contradiction")  # by the numbers of the original data sets
-LETTERS = "abcdefghij"
+MOST_CHOICES = 10
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,9 @@ def _asked(row: dict[str, Any]) -> tuple[str, str, str]:
     """(prompt, gold label, answer kind) of a row. Raises Unfit with what it lacks."""
     if "choices" in row:
         question, gold, choices = _text(row, "question"), _text(row, "answer"), row["choices"]
-        if not isinstance(choices, list) or not 1 < len(choices) <= len(LETTERS):
-            raise Unfit(f"column 'choices' is no list of 2 to {len(LETTERS)}")
-        listed = "\n".join(f"({letter}) {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
-        return f"{question}\nAnswer Choices:\n{listed}", gold, "text"
+        if not isinstance(choices, list) or not 1 < len(choices) <= MOST_CHOICES:
+            raise Unfit(f"column 'choices' is no list of 2 to {MOST_CHOICES}")
+        return f"{question}\nAnswer Choices:\n{few_shot.lettered(choices)}", gold, "text"
     if "premise" in row:
         premise, hypothesis = _text(row, "premise"), _text(row, "hypothesis")
         gold = _text(row, "label").strip()

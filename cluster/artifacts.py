@@ -84,6 +84,7 @@ class Artifact:
             "files": {
                 name: {"size": size, "sha256": storage.digest(self.at(name))}
                 for name, size in storage.files(self.url).items()
+                if not name.startswith("_")  # a lease, whose keys come and go
             },
             "versions": versions(),
             "seconds": round(seconds, 3),

@@ -11,11 +11,11 @@ import errno
 import fcntl
 import json
 import os
-import shlex
-import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from cluster import processes
 
 NAME = ".lock"
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -55,18 +55,12 @@ def _lock(handle: int, folder: Path) -> bool:
     return True
 
 
-def _self() -> dict[str, str | int]:
-    return {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "since": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),  # noqa: PTH119
-    }
+def _self() -> dict[str, Any]:
+    return processes.myself() | {"since": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
 
 
 def _holder(handle: int) -> str:
     try:
-        who = json.loads(os.pread(handle, 1 << 16, 0))
-        return f"process {who['pid']} on {who['host']} since {who['since']} (`{who['command']}`)"
-    except (ValueError, KeyError):  # it has not written it yet, or could not
-        return "another process, which has left no name"
+        return processes.named(json.loads(os.pread(handle, 1 << 16, 0)))
+    except ValueError:  # it has not written it yet, or could not
+        return processes.named({})

@@ -38,15 +38,21 @@ def session(address: str, cpus: int | None) -> Iterator[None]:
         os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
         options |= {"num_cpus": cpus or max(8, os.cpu_count() or 1), "include_dashboard": False}
         options |= {"object_store_memory": OBJECT_STORE}
-    for name in ("ray", "ray.data"):  # the stages tell what a user wants to know
+    # The stages tell what a user wants to know. Imported later, Ray Data sets its level anew, by the variable.
+    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
+    for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
     stdout_deduplicator.skip_re = UNTOLD
-    with signals.kept():
+    with signals.kept(), signals.apart():
         _start(address=address, runtime_env={"env_vars": worker_environment()}, **options)
     try:
         yield
+    except (KeyboardInterrupt, SystemExit) as stopped:
+        signals.leave(stopped)
+        raise
     finally:
-        ray.shutdown()
+        with signals.kept():
+            ray.shutdown()
 
 
 def _start(**options: Any) -> None:

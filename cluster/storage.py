@@ -2,14 +2,19 @@
 
 A file that commits work is serialised whole in memory and created once under its final name. Who
 comes second is told so and throws its copy away. Nothing uncommitted ever carries a final name.
+
+Faults of S3 that pass are ridden out for about a minute (`cluster.s3`); those that last raise OSError.
+A process that is killed while it uploads a large object leaves parts behind that cost money: the next
+`create` of that object aborts them, a lifecycle rule `AbortIncompleteMultipartUpload` all of them.
 """
 
 import contextlib
 import hashlib
 import os
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import fsspec
 
@@ -19,7 +24,17 @@ PIECE = 4 << 20  # bytes of a file that are in memory while it is read through
 def filesystem(url: str) -> tuple[Any, str]:
     """The fsspec filesystem of `url` and the path inside it. S3 credentials and endpoint come from
     the usual environment (`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, …)."""
-    return fsspec.core.url_to_fs(url)
+    if not on_s3(url):
+        return fsspec.core.url_to_fs(url)
+    from cluster import s3
+
+    fs = s3.filesystem()
+    return fs, fs._strip_protocol(url)
+
+
+def on_s3(url: str) -> bool:
+    """Whether `url` names an object of S3."""
+    return url.startswith(("s3://", "s3a://"))
 
 
 def is_local(url: str) -> bool:
@@ -35,46 +50,65 @@ def join(url: str, *parts: str) -> str:
 def create(url: str, data: bytes) -> bool:
     """Create `url` with `data`, atomically and only if it does not exist.
 
-    Returns False where it exists already (its content stays). Locally: temporary file, fsync,
-    `os.link`. On S3: `PUT` with `If-None-Match: *`."""
-    fs, path = filesystem(url)
+    Returns whether this call made what stands there; False where it was there before (its content
+    stays). The answer is exact on S3 too: where a write was stored and only its answer got lost, the
+    repeated one is refused, and the mark in the object's metadata tells that it is ours. Raises OSError
+    where the storage does not answer; it is unknown then whether `data` stands.
+
+    Locally: temporary file, fsync, `os.link`. On S3: `PUT` with `If-None-Match: *`, which needs the
+    right to read as well as to write."""
+    path = filesystem(url)[1]
+    if on_s3(url):
+        from cluster import s3
+
+        return s3.create(path, data)
     if not is_local(url):
-        try:
-            fs.pipe_file(path, data, mode="create")
-        except FileExistsError:
-            return False
-        return True
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        raise ValueError(f"{url}: cannot be written to; give a local path or an s3:// URL")
+    with _written(Path(path), data) as (temporary, target):
         try:
             os.link(temporary, target)
         except FileExistsError:
             return False
-        _sync(target.parent)
-        return True
-    finally:
-        temporary.unlink(missing_ok=True)
+    return True
+
+
+def replace(url: str, data: bytes) -> None:
+    """Write `data` to `url` whatever is there; readers see the old content or the new, never a part.
+
+    Locally: temporary file, fsync, `os.replace`. On S3: `PUT`. Raises OSError where it fails."""
+    fs, path = filesystem(url)
+    if not is_local(url):
+        fs.pipe_file(path, data)
+        return
+    with _written(Path(path), data) as (temporary, target):
+        temporary.replace(target)
 
 
 def read(url: str) -> bytes:
     """The content of `url`. Raises FileNotFoundError."""
     fs, path = filesystem(url)
     fs.invalidate_cache()
-    return fs.cat_file(path)
+    with _reading(url):
+        # One request: s3fs does not read a piece again that broke off while it reads several at once.
+        return fs.cat_file(path, max_concurrency=1) if on_s3(url) else fs.cat_file(path)
+
+
+@contextlib.contextmanager
+def opened(url: str, start: int = 0) -> Iterator[BinaryIO]:
+    """`url` as a binary file to be read as a stream from byte `start` on, with a few `PIECE` in memory.
+
+    Raises FileNotFoundError; OSError where the storage fails for good or the object changes meanwhile."""
+    fs, path = filesystem(url)
+    fs.invalidate_cache()
+    with _reading(url), fs.open(path, "rb", **({} if is_local(url) else {"block_size": PIECE})) as file:
+        file.seek(start)
+        yield cast(BinaryIO, file)
 
 
 def digest(url: str) -> str:
     """sha256 of the content of `url`, read in pieces. Raises FileNotFoundError."""
-    fs, path = filesystem(url)
-    fs.invalidate_cache()
     whole = hashlib.sha256()
-    with fs.open(path, "rb") as file:
+    with opened(url) as file:
         while piece := file.read(PIECE):
             whole.update(piece)
     return whole.hexdigest()
@@ -87,6 +121,13 @@ def exists(url: str) -> bool:
     return fs.exists(path)
 
 
+def remove(url: str) -> None:
+    """Remove the file at `url`, if there is one. Raises OSError where it cannot be removed."""
+    fs, path = filesystem(url)
+    with contextlib.suppress(FileNotFoundError):
+        fs.rm_file(path)
+
+
 def files(url: str) -> dict[str, int]:
     """Relative name → size in bytes of every file below `url`; temporary files left out."""
     fs, path = filesystem(url)
@@ -94,14 +135,73 @@ def files(url: str) -> dict[str, int]:
     with contextlib.suppress(FileNotFoundError):
         found = fs.find(path, detail=True)
         root = path.rstrip("/") + "/"
-        names = {name.removeprefix(root): info["size"] for name, info in found.items()}
+        # s3fs names `path` itself, a directory, where the first file came between two of its questions.
+        names = {name.removeprefix(root): info["size"] for name, info in found.items() if _is_file(name, info)}
         return {name: size for name, size in sorted(names.items()) if not name.rsplit("/", 1)[-1].startswith(".")}
     return {}
 
 
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def find(pattern: str) -> dict[str, int]:
+    """Absolute path or URL → size in bytes of what `pattern` names, sorted: one file, all files below a
+    directory, or a glob (`data/*.jsonl`, `s3://b/in/part-*.parquet`, `**` for any depth).
+
+    Names that begin with `.` or `_`, and what is in such folders, are left out, as Spark and pyarrow do
+    (`_SUCCESS`, `_temporary/`), unless `pattern` spells them. A name that exists is taken as it is, though
+    it has a `*` or `[` in it. Raises ValueError where nothing is found."""
+    fs, path = filesystem(pattern)
+    fs.invalidate_cache()
     try:
-        os.fsync(handle)
+        about = fs.info(path)
+        below = fs.find(path, detail=True) if about["type"] == "directory" else {path: about}
+        root = path.rstrip("/") if about["type"] == "directory" else path.rpartition("/")[0]
+        spelled = about["type"] != "directory"
+    except FileNotFoundError:
+        if not fsspec.core.has_magic(path):
+            raise ValueError(f"nothing found at {pattern}; give a file, a directory or a pattern (`*.jsonl`)") from None
+        below = fs.glob(path, detail=True)
+        root = path[: next(at for at, letter in enumerate(path) if letter in "*?[")].rpartition("/")[0]
+        spelled = any(part.startswith((".", "_")) for part in path.removeprefix(root).split("/"))
+    named = {
+        name if is_local(pattern) else fs.unstrip_protocol(name): info["size"]
+        for name, info in below.items()
+        if _is_file(name, info) and (spelled or not _aside(name.removeprefix(root)))
+    }
+    if not named:
+        raise ValueError(f"nothing found at {pattern}: no file there (names with `.` or `_` first are left out)")
+    return dict(sorted(named.items()))
+
+
+def _is_file(name: str, info: dict[str, Any]) -> bool:
+    return info["type"] == "file" and not name.endswith("/")  # an empty object `folder/` stands for a folder
+
+
+def _aside(name: str) -> bool:
+    return any(part.startswith((".", "_")) for part in name.split("/"))
+
+
+def _reading(url: str) -> contextlib.AbstractContextManager[None]:
+    if not on_s3(url):
+        return contextlib.nullcontext()
+    from cluster import s3
+
+    return s3.reading(url)
+
+
+@contextlib.contextmanager
+def _written(target: Path, data: bytes) -> Iterator[tuple[Path, Path]]:
+    """`data` on the disk under a temporary name beside `target`, to be given that name within the block."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary, target
+        handle = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
     finally:
-        os.close(handle)
+        temporary.unlink(missing_ok=True)

@@ -1,149 +1,123 @@
-"""Stage generate: the unpruned teacher rewrites every reference answer, on Ray Data and vLLM.
+"""Generate: a teacher answers every row of the input once, on Ray Data and vLLM, through whatever dies on the way.
 
-Rows go in shards. A shard's Parquet file is made whole in memory and created once under its
-deterministic name, so a killed run leaves only whole shards, and the next one makes only the others.
+Rows go in shards. A shard's Parquet file is made whole in memory and created once under a name that follows from its
+rows, so a killed job leaves only whole shards, and the next go makes only the others.
 """
 
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
-from cluster import signals, storage
-from pipelines import conversations, prompts, shards, verdicts
-from pipelines.recipe import Recipe
+from cluster import storage
+from cluster.spread import spread
+from pipelines import parts
+from pipelines.generation import (  # fmt: skip
+    asking,
+    board,
+    columns,
+    flow,
+    rereading,
+    settling,
+    shards,
+    source,
+)
+from pipelines.generation import job as jobs
+from pipelines.generation.job import Job
+from pipelines.generation.progress import Progress
+from pipelines.generation.tally import Tally
+from pipelines.recipe_file import BadInput
 from pipelines.screen import say
 
+SCANNED_HERE = 32 << 20  # bytes of input that are scanned without spreading
 
-def generate(recipe: Recipe, teacher: Path, rows: list[dict[str, Any]], url: str) -> dict[str, Any]:
-    """Write `url/shards/part-*.parquet`, one row for each of `rows` (train records); returns the counts.
-    Rows without an answer are also in `url/quarantine.jsonl`, with the reason.
 
-    Shards that are there already are left as they are. Raises RuntimeError where the engine cannot run."""
+def generate(
+    job: Job, files: dict[str, int], folder: Path | None, new: bool = False, price: float | None = None
+) -> dict[str, Any]:
+    """Answer the rows of `files` (URL → size) and commit them below the job's output; returns Tally's counts and
+    `seconds`, with the `job` as it was done, its `output` and `fingerprint`. Needs a Ray session (cluster.session).
+    What says that the output is whole is the caller's to write: a run's manifest, or finishing.write.
+
+    Args: `folder`, the model's directory, None where an endpoint or echo answers; `new`, see settling.settle;
+    `price` of an hour of one GPU, for the cost shown. Raises BadInput for input or an output that do not fit,
+    RuntimeError where engines or endpoint are gone for good, OSError where storage is."""
     began = time.monotonic()
-    pending = list(_pending(recipe, teacher, rows, url))
-    total = sum(len(shard["rows"]) for shard in pending)
-    say(f"generate: {len(rows) - total:,} rows there already, {total:,} to write")
-    for shard in (shard for shard in pending if shard["skip"]):
-        shards.refuse(url, shard["name"], shard["rows"])
-    _watch(recipe, teacher, url, [shard for shard in pending if not shard["skip"]])
-    made = shards.counts(url, len(rows))
-    if made["quarantined"]:
-        shards.quarantine(url)
-    return made | {"seconds": round(time.monotonic() - began, 1)}
+    say(f"generate: reading {len(files):,} file(s), {sum(files.values()) / 1e6:,.1f} MB")
+    units = source.units(files)
+    scanned = _scanned(units, job.columns.id)
+    types: columns.Types = {}
+    for one in scanned:
+        types = columns.merge(types, one.columns)
+    job = asking.settled(job, types)
+    _check_ids(job, scanned)
+    fingerprint = jobs.fingerprint(job, folder, types)
+    if types:  # an input without rows binds its output to nothing
+        job = settling.settle(job, fingerprint, new)
+    with settling.claimed(job.output):
+        tally = Tally(job.output)
+        stale = tally.take(rereading.mark(job))
+        there = {*tally.taken, *stale}
+        rereading.reread(job, stale)
+        planned = shards.plan(scanned, units, job.shard_rows, shards.SHARD_BYTES, job.limit, there, _ids_in(job))
+        say(f"generate: {planned.done:,} of {planned.rows:,} rows there already, {planned.pending:,} to write")
+        del scanned  # some 20 bytes a row
+        if planned.pending:
+            storage.remove(storage.join(job.output, parts.MANIFEST))
+            _write(job, folder, types, planned, price)
+        tally.take()
+        counts = tally.counts()
+        _audit(job, planned, counts)
+    about = {"output": job.output, "job": job, "fingerprint": fingerprint}
+    return counts | about | {"seconds": round(time.monotonic() - began, 1)}
 
 
-def _pending(recipe: Recipe, teacher: Path, rows: list[dict[str, Any]], url: str) -> Iterator[dict[str, Any]]:
-    """Shards not committed yet: {name, skip, rows}, rows carrying their tokenised prompt."""
-    from transformers import AutoTokenizer
-
-    there = storage.files(url)
-    tokenizer = AutoTokenizer.from_pretrained(teacher)
-    room = recipe.teacher.max_model_len - recipe.generate.max_tokens
-    asked = [_asked(tokenizer, row) for row in rows]
-    for kind, wanted in (("part", False), ("long", True)):
-        chosen = [row for row in asked if (len(row["tokens"]) > room) == wanted]
-        for start in range(0, len(chosen), recipe.generate.shard_rows):
-            name = f"shards/{kind}-{start // recipe.generate.shard_rows:05d}.parquet"
-            if name not in there:
-                yield {"name": name, "skip": wanted, "rows": chosen[start : start + recipe.generate.shard_rows]}
+def _ids_in(job: Job) -> Callable[[str], list[str]]:
+    column = job.columns.id
+    return lambda name: [source.stored(one, column if read else None) for one, read in parts.ids(job.output, name)]
 
 
-def _asked(tokenizer: Any, row: dict[str, Any]) -> dict[str, Any]:
-    question = prompts.question(row["context"], row["input"])
-    before = conversations.load(row["history"])
-    text = prompts.text(tokenizer, prompts.rewrite(question, row["reference"], before))
-    # A chat template writes its own begin token; a second one would shift the whole prompt.
-    tokens = tokenizer(text, add_special_tokens=not tokenizer.chat_template).input_ids
-    return {**row, "prompt": text, "tokens": tokens}
-
-
-def _watch(recipe: Recipe, teacher: Path, url: str, todo: list[dict[str, Any]]) -> None:
-    """Run the pipeline over the shards `todo` and print counts, rates and time left."""
-    if not todo:
+def _check_ids(job: Job, scanned: list[source.Scanned]) -> None:
+    """Raise BadInput where the rows' own ids are not unique."""
+    if job.columns.id is None or not len(twice := shards.occurrences([one.digests for one in scanned])):
         return
-    total, done, tally, began, said = sum(len(s["rows"]) for s in todo), 0, Counter[str](), 0.0, 0.0
-    say(f"generate: starting {recipe.generate.engines} engine(s) for {teacher.name}")
-    for batch in _pipeline(recipe, teacher, url, todo).iter_batches(batch_size=None, batch_format="pyarrow"):
-        now = time.monotonic()
-        began = began or now - 1e-3
-        for stats in batch.to_pylist():
-            done += stats.pop("rows")
-            tally.update(stats)
-        if now - said > 5 or done == total:
-            said, speed = now, done / max(now - began, 1.0)
-            kept = ", ".join(f"{tally[v]:,} {v}" for v in verdicts.VERDICTS if tally[v])
-            left = f"{speed:.0f} rows/s, {(total - done) / speed:.0f} s left"
-            say(f"generate: {done:,} of {total:,} rows ({kept}), {left}")
-
-
-def _pipeline(recipe: Recipe, teacher: Path, url: str, todo: list[dict[str, Any]]) -> Any:
-    """The lazy Ray Data pipeline: shards → vLLM engines → verdicts and commit, one block a shard."""
-    import ray.data
-    from ray.data.llm import build_processor
-
-    from serving import engine
-
-    settings = recipe.generate
-    engines = engine.at_once(settings.engines, recipe.teacher.tensor_parallel)
-    sampling = {"temperature": settings.temperature, "top_p": settings.top_p, "max_tokens": settings.max_tokens}
-
-    def before(row: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "prompt": row["prompt"],
-            "tokenized_prompt": row["tokens"],
-            "sampling_params": _seeded(sampling, row, recipe.seed),
-        }
-
-    def after(row: dict[str, Any]) -> dict[str, Any]:
-        return {key: row.get(key) for key in (*shards.CARRIED, *shards.GENERATED)}
-
-    with signals.kept():
-        processor = build_processor(config(recipe, teacher, engines), preprocess=before, postprocess=after)
-    tables = [_table(shard) for shard in todo]
-    options = {"max_tokens": settings.max_tokens, "url": url}
-    return processor(ray.data.from_arrow(tables)).map_batches(
-        shards.judge_and_commit,  # type: ignore[arg-type]  # a function of a table, with keyword arguments
-        fn_kwargs=options,
-        batch_size=None,
-        batch_format="pyarrow",
-        num_cpus=0.5,
+    raise BadInput(
+        f"--id {job.columns.id}: {len(twice):,} rows have an id that a row before them has, the first of them "
+        f"row {twice[0][0] + 1:,} of the input; without --id, ids are made of each row's content"
     )
 
 
-def config(recipe: Recipe, teacher: Path, engines: int, gpu: bool | None = None) -> Any:
-    """Ray Data's settings of the engine stage; for `gpu` see serving.engine."""
-    from ray.data.llm import vLLMEngineProcessorConfig
-
-    from serving import engine
-
-    settings, asked = recipe.generate, recipe.teacher
-    return vLLMEngineProcessorConfig(
-        model_source=str(teacher.resolve()),
-        engine_kwargs=engine.engine_kwargs(
-            asked.max_model_len, settings.max_num_seqs, asked.dtype, teacher, asked.tensor_parallel, gpu
-        ),
-        batch_size=settings.shard_rows,
-        max_concurrent_batches=max(2, -(-2 * settings.max_num_seqs // settings.shard_rows)),
-        concurrency=(engines, engines),
-        accelerator_type=None,
-        placement_group_config=engine.placement_group_config(gpu),
-        runtime_env={"env_vars": engine.env_vars(engines, gpu)},
-        should_continue_on_error=True,
-        chat_template_stage=False,
-        tokenize_stage=False,
-        detokenize_stage=False,
-    )
+def _scanned(units: list[source.Unit], id_column: str | None) -> list[source.Scanned]:
+    """What is in each unit, small inputs here and now, large ones over the cluster."""
+    if sum(piece.size for unit in units for piece in unit.pieces) <= SCANNED_HERE:
+        return [source.scan(unit, id_column) for unit in units]
+    found: list[Any] = [None] * len(units)
+    said, began, rows = time.monotonic(), time.monotonic(), 0
+    for number, (place, scanned) in enumerate(spread(source.scan, units, id_column), 1):
+        found[place] = scanned
+        rows += len(scanned.digests)
+        if time.monotonic() - said > 5:
+            said = time.monotonic()
+            say(f"generate: {rows:,} rows seen in {number} of {len(units)} pieces, {rows / (said - began):,.0f} rows/s")
+    return found
 
 
-def _table(shard: dict[str, Any]) -> pa.Table:
-    extra = {"shard": shard["name"], "shard_rows": len(shard["rows"])}
-    return pa.Table.from_pylist([{**row, **extra} for row in shard["rows"]])
+def _write(job: Job, folder: Path | None, types: dict[str, str], planned: shards.Plan, price: float | None) -> None:
+    who = f"{job.engines} engine(s) for {job.model}" if job.local else job.endpoint or job.model
+    say(f"generate: starting {who}")
+    here = board.put_up()
+    with Progress(job, planned.rows, planned.done, here, price) as progress:
+        for counts in flow.run(job, folder, types, planned.work, here):
+            progress.add(counts)
 
 
-def _seeded(sampling: dict[str, Any], row: dict[str, Any], seed: int) -> dict[str, Any]:
-    """Sampling with a seed of the row's own, so that a row's text does not depend on its neighbours."""
-    return sampling if not sampling["temperature"] else {**sampling, "seed": (int(row["id"][:8], 16) + seed) % 2**31}
+def _audit(job: Job, planned: shards.Plan, counts: dict[str, Any]) -> None:
+    """Raise RuntimeError unless each row of the input is there once, answered or in quarantine."""
+    missing = planned.rows + (planned.orphans or 0) - counts["rows"]
+    if missing if planned.orphans is not None else missing > 0:
+        raise RuntimeError(
+            f"{job.output} holds {counts['rows']:,} rows, {counts['rows'] + missing:,} expected: did somebody remove "
+            f"or add files below {parts.DATA}/? The same command goes on from what is there"
+        )
+    if more := counts["rows"] - planned.rows:
+        say(f"generate: {more:,} rows are there that the input no longer has; they are left alone")

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from serving import orphans
+
 CPU_BUNDLE = 0.5  # logical CPUs of one engine: on a small machine engines share the cores
 GIB = 1 << 30
 
@@ -94,6 +96,7 @@ def env_vars(engines: int = 1, gpu: bool | None = None) -> dict[str, str]:
         "VLLM_LOGGING_LEVEL": "WARNING",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        orphans.ASKED: "1",
     }
     if has_gpu() if gpu is None else gpu:
         return quiet

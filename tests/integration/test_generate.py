@@ -1,21 +1,20 @@
-"""Generation for real: Ray Data, vLLM, the tiny teacher; kill -9 in the middle, then on from there."""
+"""A run's generate stage for real: Ray Data, vLLM, the tiny teacher."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cluster import storage
 from cluster.artifacts import Artifact
-from pipelines import conversations, generate, inputs, models, prepare, prompts, recipe_file, shards, verdicts
+from pipelines import conversations, generate, inputs, models, parts, prepare, prompts, recipe_file, verdicts
+from pipelines.generation import job
+from pipelines.recipe import Student
 from pipelines.tiny import scores as tiny_scores
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(560)
 SETTINGS = [
     "dataset.0.rows=64",
     "dataset.0.test_rows=1",
@@ -28,15 +27,6 @@ EARLIER = [  # of four rows, which stand in a conversation
     {"role": "user", "content": "What is 3 + 4?"},
     {"role": "assistant", "content": "3 + 4 = 7\n#### 7"},
 ]
-SCRIPT = """
-import json, sys
-from cluster.session import session
-from pipelines import generate, models, recipe_file
-recipe = recipe_file.load("quickstart", json.loads(sys.argv[1]))
-rows = json.load(open(sys.argv[2]))
-with session("local", 8):
-    generate.generate(recipe, models.resolve("tiny"), rows, sys.argv[3])
-"""
 
 
 @pytest.fixture(scope="module")
@@ -47,35 +37,33 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     return [{**row, "history": conversations.dump(EARLIER) if i < 4 else ""} for i, row in enumerate(made)]
 
 
-def parts(url: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((url / "shards").glob("*.parquet"))}
+def written(url: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((url / "data").glob("part-*.parquet"))}
 
 
-def test_kill_the_driver_then_go_on(rows: list[dict], tmp_path: Path, ray_session: None) -> None:
-    """After SIGKILL the committed shards keep their bytes and only the others are made; each id is there once."""
-    (tmp_path / "rows.json").write_text(json.dumps(rows))
-    url = tmp_path / "out"
-    command = [sys.executable, "-c", SCRIPT, json.dumps(SETTINGS), str(tmp_path / "rows.json"), str(url)]
-    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 180
-    while len(parts(url)) < 2 and driver.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.killpg(driver.pid, signal.SIGKILL)
-    driver.wait()
-    time.sleep(2)  # what Ray had in flight when its driver died may still land, whole
-    before = parts(url)
-    assert 2 <= len(before) < 8, "the kill has to come half-way"
+def stored(rows: list[dict], folder: Path) -> str:
+    """`rows` as prepare stores them."""
+    pq.write_table(pa.Table.from_pylist(rows), folder / "train.parquet")
+    return str(folder / "train.parquet")
 
-    recipe = recipe_file.load("quickstart", SETTINGS)
-    summary = generate.generate(recipe, models.resolve("tiny"), rows, str(url))
-    after = parts(url)
-    assert len(after) == 8 and all(after[name] == data for name, data in before.items())
-    made = list(shards.rewrites(str(url)))
+
+def rewrite(path: str, url: Path) -> dict:
+    """The stage, here and now."""
+    asked = job.of_recipe(recipe_file.load("quickstart", SETTINGS), str(url))
+    return generate.generate(asked, storage.find(path), models.resolve("tiny"))
+
+
+def test_a_runs_stage_on_vllm(rows: list[dict], tmp_path: Path, ray_session: None) -> None:
+    """Each id is there once, the texts are the teacher's, and a second go does no work."""
+    path, url = stored(rows, tmp_path), tmp_path / "out"
+    summary = rewrite(path, url)
+    assert len(written(url)) == 8
+    made = list(parts.rows(str(url)))
     assert sorted(row["id"] for row in made) == sorted(row["id"] for row in rows)
     assert summary["rows"] == 64 == sum(summary[v] for v in verdicts.VERDICTS)
 
     stamps = {path: path.stat().st_mtime_ns for path in url.rglob("*.parquet")}
-    generate.generate(recipe, models.resolve("tiny"), rows, str(url))
+    rewrite(path, url)
     assert stamps == {path: path.stat().st_mtime_ns for path in url.rglob("*.parquet")}, "a second run does no work"
 
     check_rows(made)
@@ -84,7 +72,7 @@ def test_kill_the_driver_then_go_on(rows: list[dict], tmp_path: Path, ray_sessio
 
 def check_rows(made: list[dict]) -> None:
     """The schema, and targets that follow from verdicts."""
-    assert set(shards.OURS.names) <= set(made[0])
+    assert set(parts.OURS.names) <= set(made[0])
     for row in made:
         assert row["target"] == verdicts.target(row["verdict"], row["text"], row["reference"])
         assert row["prompt_tokens"] > 0 and row["completion_tokens"] > 0 and row["error"] == ""
@@ -109,10 +97,21 @@ def check_greedy(made: list[dict]) -> None:
     assert sum(text == row["text"] for text, row in zip(said, made, strict=True)) >= len(made) - 1
 
 
-def test_a_prompt_too_long_is_an_error_row_and_falls_back(rows: list[dict], tmp_path: Path) -> None:
-    """Rows that cannot fit never reach the engine: error verdict, reference as target, counted."""
+def test_a_prompt_too_long_is_in_quarantine_and_falls_back(rows: list[dict], tmp_path: Path, ray_session: None) -> None:
+    """Rows that cannot fit never reach the engine: counted as errors, reference as the student's target."""
     long = [{**row, "input": row["input"] * 60} for row in rows[:3]]
-    summary = generate.generate(recipe_file.load("quickstart", SETTINGS), models.resolve("tiny"), long, str(tmp_path))
-    assert summary["error"] == summary["fallback"] == summary["quarantined"] == 3
-    row = pq.read_table(tmp_path / "shards" / "long-00000.parquet").to_pylist()[0]
-    assert "max_model_len" in row["error"] and row["target"] == row["reference"]
+    path, out = stored(long, tmp_path), tmp_path / "out"
+    summary = rewrite(path, out)
+    assert summary["rows"] == summary["error"] == summary["quarantined"] == summary["fallback"] == 3
+    (file,) = (out / "quarantine").glob("*.jsonl")
+    held = [json.loads(line) for line in file.read_text().splitlines()]
+    assert {row["line"]: row["id"] for row in held} == {n: row["id"] for n, row in enumerate(long, 1)}
+    assert all("max_model_len" in row["reason"] and row["file"].endswith("train.parquet") for row in held)
+    assert list(parts.rows(str(out))) == []
+    pq.write_table(pq.read_table(path).slice(0, 0), tmp_path / "validation.parquet")
+    (tmp_path / "student").mkdir()
+    data, written = Artifact("prepare", "x", str(tmp_path)), Artifact("generate", "y", str(out))
+    taught, _ = inputs.targets(Student(name="sdd"), data, written, tmp_path / "student")
+    assert {row["id"]: row["target"] for row in pq.read_table(taught).to_pylist()} == {
+        row["id"]: row["reference"] for row in long
+    }

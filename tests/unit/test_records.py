@@ -23,6 +23,13 @@ def recipe(student: str = "", **dataset: object) -> Recipe:
     return Recipe(name="r", dataset=(data,), prune=Prune(layers=1), student=students)
 
 
+def written(folder: Path) -> list[dict]:
+    """What prepare wrote there, each row in the file of its split."""
+    found = {split: pq.read_table(folder / f"{split}.parquet").to_pylist() for split in ("train", "test")}
+    assert all(row["split"] == split for split, rows in found.items() for row in rows)
+    return [row for rows in found.values() for row in rows]
+
+
 def jsonl(path: Path, rows: list) -> str:
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
     return str(path)
@@ -117,7 +124,7 @@ def test_rows_are_held_out_by_their_questions(tmp_path: Path) -> None:
     def split(given: list, **dataset: object) -> tuple[set[str], set[str]]:
         path = jsonl(tmp_path / "a.jsonl", given)
         prepare.prepare(recipe("sft", source=path, **{"kind": "none", "test_rows": 7, **dataset}), tmp_path)
-        made = pq.read_table(tmp_path / "records.parquet").to_pylist()
+        made = written(tmp_path)
         assert len({row["id"] for row in made}) == len(made)
         train, test = ({row["input"] for row in made if row["split"] == split} for split in ("train", "test"))
         return train, test
@@ -181,7 +188,7 @@ def test_a_trained_question_is_never_scored(tmp_path: Path) -> None:
 
 def test_gsm8k_sample_reads_whole_and_without_calculator_marks(tmp_path: Path) -> None:
     made = prepare.prepare(recipe(source="gsm8k-sample"), tmp_path)
-    rows = pq.read_table(tmp_path / "records.parquet").to_pylist()
+    rows = written(tmp_path)
     assert (made["rows"], made["bad_rows"]) == (300, 0)
     assert sum(row["split"] == "train" for row in rows) == 200
     assert not any("<<" in row["reference"] for row in rows)
@@ -190,7 +197,7 @@ def test_gsm8k_sample_reads_whole_and_without_calculator_marks(tmp_path: Path) -
 
 def test_tiny_tasks_have_the_rows_asked_for(tmp_path: Path) -> None:
     prepare.prepare(recipe(source="tiny-tasks", families=("story", "sort"), rows=101, test_rows=20), tmp_path)
-    rows = pq.read_table(tmp_path / "records.parquet").to_pylist()
+    rows = written(tmp_path)
     train = [row for row in rows if row["split"] == "train"]
     assert len(train) == 101 and {row["task"] for row in train} == {"story", "sort"}
     assert len(rows) - 101 == 8 * 20 and len({row["id"] for row in rows}) == len(rows)

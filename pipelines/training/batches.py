@@ -1,12 +1,6 @@
-"""From rows to batches: encode, pack, plan the global steps, share them among ranks, collate.
+"""Rows as token ids, and packs of them as tensors."""
 
-All of it is pure and follows from lengths and seed alone. Which rows a global step holds does not
-depend on the number of workers, so a run of one worker and a run of four see the same losses, and a
-resumed run goes on with the step it was at.
-"""
-
-import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,24 +17,62 @@ class Encoded(NamedTuple):
     prompt: int
 
 
-class Packed(NamedTuple):
-    """Many rows in three flat arrays, which Ray's object store hands to workers without a copy.
+class Rows(NamedTuple):
+    """Many rows in flat arrays, which Ray's object store hands to workers without a copy.
 
     ids: int32, all rows' tokens one after the other. ends: int64, where each row ends in `ids`.
-    prompts: int32, the prompt tokens of each row."""
+    prompts: int32, the prompt tokens of each row. tasks: int8, which loss its targets count in (objectives.TASKS).
+    weights: float64, of the row in that loss. groups: int64, ascending; rows of one number stay in one step."""
 
     ids: np.ndarray
     ends: np.ndarray
     prompts: np.ndarray
+    tasks: np.ndarray
+    weights: np.ndarray
+    groups: np.ndarray
 
     def row(self, index: int) -> Encoded:
         """The row of that number."""
         start = self.ends[index - 1] if index else 0
         return Encoded(self.ids[start : self.ends[index]].tolist(), int(self.prompts[index]))
 
-    def lengths(self) -> list[int]:
-        """Tokens of every row."""
-        return np.diff(self.ends, prepend=0).tolist()
+    def lengths(self, some: Sequence[int] | None = None) -> list[int]:
+        """Tokens of every row, or of some."""
+        if some is None:
+            return np.diff(self.ends, prepend=0).tolist()
+        at = np.asarray(some, np.int64)
+        return (self.ends[at] - np.where(at, self.ends[at - 1], 0)).tolist()
+
+    def targets(self, some: Sequence[int] | None = None) -> np.ndarray:
+        """Target tokens of every row, or of some: the first token of a row is never one, nothing predicts it."""
+        asked = self.prompts if some is None else self.prompts[some]
+        return np.array(self.lengths(some)) - np.maximum(asked, 1)
+
+    def grouped(self) -> list[list[int]]:
+        """The rows of each group."""
+        starts = np.flatnonzero(np.diff(self.groups)) + 1
+        return [part.tolist() for part in np.split(np.arange(len(self.groups)), starts)]
+
+
+class Batch(NamedTuple):
+    """One forward pass: what the model is called with (losses.ByToken), and the weight of each of its N targets in
+    the loss of each task, (tasks, N) in fp64. The loss of a step is the weighted sum over all its targets and tasks,
+    of all ranks and passes."""
+
+    inputs: dict[str, Any]
+    weights: torch.Tensor
+
+
+class Planned(NamedTuple):
+    """A global step to do: the share of training done by its middle, the weights of the tasks' losses, its rows, their
+    target tokens and all tokens over all ranks, and the forward passes of this rank."""
+
+    done: float
+    shares: Sequence[float]
+    rows: Sequence[int]
+    tokens: int
+    all_tokens: int
+    passes: Iterable[Batch]
 
 
 def encode(tokenizer: Any, messages: list[prompts.Message], target: str) -> Encoded:
@@ -53,69 +85,56 @@ def encode(tokenizer: Any, messages: list[prompts.Message], target: str) -> Enco
     return Encoded([*asked, *answered, tokenizer.eos_token_id], len(asked))
 
 
-def pack(rows: Sequence[Encoded]) -> Packed:
-    """`rows` as flat arrays."""
-    return Packed(
+def flat(
+    rows: Sequence[Encoded],
+    tasks: Sequence[int] | None = None,
+    weights: Sequence[float] | None = None,
+    groups: Sequence[int] | None = None,
+) -> Rows:
+    """`rows` as flat arrays; of one task, alike in weight and each a group of its own unless said otherwise."""
+    return Rows(
         np.concatenate([np.asarray(row.ids, np.int32) for row in rows]),
         np.cumsum([len(row.ids) for row in rows], dtype=np.int64),
         np.array([row.prompt for row in rows], np.int32),
+        np.zeros(len(rows), np.int8) if tasks is None else np.asarray(tasks, np.int8),
+        np.ones(len(rows)) if weights is None else np.asarray(weights, np.float64),
+        np.arange(len(rows)) if groups is None else np.asarray(groups, np.int64),
     )
 
 
-def bucketed(lengths: Sequence[int], tokens: int, rng: random.Random) -> list[list[int]]:
-    """Row indices in batches of like length, each at most `tokens` tokens once padded.
+def weights(rows: Rows, step: Sequence[int], shares: Sequence[float]) -> np.ndarray:
+    """The weight of a target token of each row of a global step in the loss of each task, (tasks, rows).
 
-    A row longer than `tokens` gets a batch of its own. Ties and the order of the batches are
-    shuffled by `rng`, so that another seed sees the rows in another order."""
-    order = sorted(range(len(lengths)), key=lambda row: (lengths[row], rng.random()))
-    batches: list[list[int]] = []
-    for row in order:  # ascending: the newest row is the longest of its batch
-        if batches and (len(batches[-1]) + 1) * lengths[row] <= tokens:
-            batches[-1].append(row)
-        else:
-            batches.append([row])
-    rng.shuffle(batches)
-    return batches
+    The loss of a task is the mean over its target tokens in the step, each weighted as its row is: w_i / Σ_j w_j T_j
+    with T_j the target tokens of row j. The step's loss is the sum of these means times `shares` (dsbs: α and 1 - α,
+    arXiv 2305.02301 §3.2); a task without a token adds nothing. Raises ValueError where no task has one."""
+    by_row = np.zeros((len(shares), len(step)))
+    by_row[rows.tasks[step], np.arange(len(step))] = rows.weights[step]
+    whole = by_row @ rows.targets(step)
+    if not whole.any():
+        raise ValueError("a step without a single target token: every row's target is empty or weighs nothing")
+    return by_row * (np.asarray(shares) / np.where(whole, whole, 1.0))[:, None]
 
 
-def global_steps(lengths: Sequence[int], tokens: int, epochs: float, seed: int) -> list[list[int]]:
-    """The rows of every global step. Each epoch is bucketed anew; the last may be a part of one
-    (`epochs` = 1.5: every row once, then the first half of another order)."""
-    steps: list[list[int]] = []
-    epoch = 0
-    while epochs - epoch > 1e-9:
-        batches = bucketed(lengths, tokens, random.Random(f"{seed}/{epoch}"))
-        steps += batches[: max(1, round(min(1.0, epochs - epoch) * len(batches)))]
-        epoch += 1
-    return steps
-
-
-def shared(rows: Sequence[int], lengths: Sequence[int], micro: int, rank: int, ranks: int) -> list[list[int]]:
-    """The micro-batches of `rank` for the global step that holds `rows`, each at most `micro` padded tokens.
-
-    Rows go round the ranks by length, so that all have about as many tokens. Every rank gets the same
-    number of micro-batches, since the collectives of a forward pass must match: where rows run out a
-    micro-batch is empty (collate makes it one row without loss)."""
-    order = sorted(rows, key=lambda row: lengths[row])
-    parts: list[list[int]] = []
-    for row in order:
-        if parts and -(-(len(parts[-1]) + 1) // ranks) * lengths[row] <= micro:
-            parts[-1].append(row)
-        else:
-            parts.append([row])
-    return [part[rank::ranks] for part in parts]
-
-
-def collate(rows: Sequence[Encoded], pad: int) -> dict[str, torch.Tensor]:
-    """`input_ids` and `labels`, both (B, T), padded on the right. No row at all: one of padding, without loss.
-
-    No attention mask is needed: attention is causal, and what stands right of a row carries no loss."""
-    rows = rows or [Encoded([pad, pad], 2)]
-    width = max(len(row.ids) for row in rows)
-    ids = torch.full((len(rows), width), pad)
-    labels = torch.full((len(rows), width), IGNORED)
-    for i, row in enumerate(rows):
-        tokens = torch.as_tensor(np.array(row.ids))
-        ids[i, : len(tokens)] = tokens
-        labels[i, row.prompt : len(tokens)] = tokens[row.prompt :]
-    return {"input_ids": ids, "labels": labels}
+def collate(rows: Sequence[Encoded], weights: np.ndarray, pad: int) -> Batch:
+    """A pack: `rows` one behind the other in one sequence (1, T), without padding; the positions begin anew with each,
+    and `cu_seq_lens_q` (attention.packed) says where. `weights`: of one target token, (tasks, rows). No row at all: one
+    of padding, without loss."""
+    if not rows:
+        rows, weights = [Encoded([pad, pad], 2)], np.zeros((len(weights), 1))
+    sizes = [len(row.ids) for row in rows]
+    ids = torch.cat([torch.as_tensor(np.array(row.ids, np.int64)) for row in rows])
+    labels, counts, start = ids.clone(), [], 0
+    for row, size in zip(rows, sizes, strict=True):
+        asked = min(max(row.prompt, 1), size)
+        labels[start : start + asked] = IGNORED
+        counts.append(size - asked)
+        start += size
+    inputs = {
+        "input_ids": ids[None],
+        "labels": labels[None],
+        "position_ids": torch.cat([torch.arange(size) for size in sizes])[None],
+        "cu_seq_lens_q": torch.tensor([0, *np.cumsum(sizes)], dtype=torch.int32),
+        "max_length_q": max(sizes),
+    }
+    return Batch(inputs, torch.from_numpy(weights).repeat_interleave(torch.tensor(counts), 1))

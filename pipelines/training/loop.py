@@ -1,35 +1,41 @@
 """The training loop: fetch, forward-backward, reduce, clip, step. One process or many, same losses.
 
-A global step is a list of micro-batches for this rank. The loss is the sum over target tokens divided
-by the global number of target tokens (over ranks and micro-batches), so neither the number of workers
-nor the way rows fall into micro-batches changes what is learned.
+A global step is a list of forward passes for this rank. The loss is a weighted sum over the target tokens of all
+ranks and passes, with weights that follow from the step's rows alone (batches.weights), so neither the number of
+workers nor the way rows fall into packs changes what is learned.
 """
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from pipelines.training.losses import next_token_loss, target_count
+from pipelines.objectives import TASKS
+from pipelines.training import faults
+from pipelines.training.batches import Batch, Planned
 from pipelines.training.optimizers import Together
 
-Batch = dict[str, torch.Tensor]
 Optimizer = torch.optim.Optimizer | Together
 
 
 class Step(NamedTuple):
-    """What one optimizer step reports. `loss` is nats per target token; `seconds` is wall time."""
+    """What one optimizer step reports. `loss` is nats per target token, where there are several tasks the weighted sum
+    of their losses, which `loss_by_task` holds one by one; `tokens` are target tokens, `all_tokens` those of prompts
+    too, both over all ranks; `seconds` is wall time."""
 
     step: int
     loss: float
+    loss_by_task: dict[str, float]
     tokens: int
     grad_norm: float
     learning_rate: float
     seconds: float
+    all_tokens: int
 
 
 def learning_rate(schedule: str, peak: float, done: float, warmup: float = 0.03) -> float:
@@ -45,29 +51,50 @@ def learning_rate(schedule: str, peak: float, done: float, warmup: float = 0.03)
 
 
 def run_step(
-    model: torch.nn.Module, optimizer: Optimizer, batches: Iterable[Batch], clip: float = 1.0
-) -> tuple[float, int, float]:
-    """One optimizer step over this rank's micro-batches: global loss, target tokens, gradient norm.
+    model: torch.nn.Module, optimizer: Optimizer, passes: Iterable[Batch], clip: float = 1.0, step: int = 0
+) -> tuple[list[float], float]:
+    """One optimizer step, of the number `step`, over this rank's passes: each task's part of the global loss, and the
+    gradient norm. Raises faults.NotFinite, on all ranks alike and before the weights change, where one is no number.
 
-    Every micro-batch's loss sum is divided by the global count of target tokens, and the gradients of
-    a sharded model arrive summed over the ranks (`parallel.parallelize` sees to that)."""
+    `model` as losses.ByToken makes it. Every target token comes with its weight in the step's loss, and the gradients
+    of a sharded model arrive summed over the ranks (`parallel.parallelize` sees to that)."""
     device = next(model.parameters()).device
-    batches = [{k: v.to(device) for k, v in batch.items()} for batch in batches]
-    tokens = _all_sum(sum((target_count(b["labels"]) for b in batches), torch.zeros((), dtype=torch.double)), device)
-    if not tokens:
-        raise ValueError("a step without a single target token: every row's target is empty")
-    total = torch.zeros((), dtype=torch.double)
-    half = next(model.parameters()).dtype != torch.float64
-    for batch in batches:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
-            logits = model(input_ids=batch["input_ids"], use_cache=False).logits
-        loss = next_token_loss(logits, batch["labels"])
-        (loss / tokens.to(loss)).backward()
-        total += loss.detach().double().cpu()
+    total = torch.zeros(len(TASKS), dtype=torch.double, device=device)
+    for batch in passes:
+        parts = _forward(model, batch, device)
+        parts.sum().backward()
+        total += parts.detach()
+    losses = _all_sum(total, device).tolist()
     norm = _clip([p.grad for p in model.parameters() if p.grad is not None], clip, device)
+    if not (math.isfinite(sum(losses)) and math.isfinite(norm)):
+        raise faults.NotFinite(step, sum(losses), norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return (_all_sum(total, device) / tokens).item(), int(tokens.item()), norm
+    return losses, norm
+
+
+@torch.no_grad()
+def validate(model: torch.nn.Module, passes: Iterable[Batch]) -> float:
+    """The loss over this rank's passes and all other ranks', as in a step, with nothing learned from it."""
+    device = next(model.parameters()).device
+    total = torch.zeros((), dtype=torch.double, device=device)
+    model.eval()
+    for batch in passes:
+        total += _forward(model, batch, device).sum()
+    model.train()
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # the root stays gathered after a forward pass, in wait of a backward one
+    return _all_sum(total, device).item()
+
+
+def _forward(model: torch.nn.Module, batch: Batch, device: torch.device) -> torch.Tensor:
+    """Each task's part of the loss, (tasks,)."""
+    placed = {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.inputs.items()}
+    half = next(model.parameters()).dtype != torch.float64
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
+        nats = model(**placed)
+    return batch.weights.to(nats) @ nats
 
 
 def _clip(gradients: list[torch.Tensor], limit: float, device: torch.device) -> float:
@@ -77,29 +104,38 @@ def _clip(gradients: list[torch.Tensor], limit: float, device: torch.device) -> 
     sharded = any(isinstance(gradient, DTensor) for gradient in gradients)
     local = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
     square = torch.nn.utils.get_total_norm(local).double().cpu() ** 2
-    norm = (_all_sum(square, device) if sharded else square).sqrt().item()
+    norm = (_all_sum(square / _copies(gradients), device) if sharded else square).sqrt().item()
     if norm > limit:
         for gradient in local:
             gradient.mul_(limit / (norm + 1e-6))
     return norm
 
 
+def _copies(gradients: list[torch.Tensor]) -> int:
+    """How many ranks hold the same shard: one, or as many as there are replicas (parallel.mesh)."""
+    found = next(gradient for gradient in gradients if isinstance(gradient, DTensor))
+    return math.prod(found.device_mesh.size(i) for i, place in enumerate(found.placements) if place.is_replicate())
+
+
 def steps(
-    model: torch.nn.Module,
-    optimizer: Optimizer,
-    plan: Iterable[tuple[float, Iterable[Batch]]],
-    schedule: str,
-    peak: float,
-    first: int = 0,
+    model: torch.nn.Module, optimizer: Optimizer, plan: Iterable[Planned], schedule: str, peak: float, first: int = 0
 ) -> Iterator[Step]:
-    """Run one optimizer step for every (share done, micro-batches) of `plan`, and report each."""
+    """Run one optimizer step for each of `plan`, and report it."""
     model.train()
-    for step, (done, batches) in enumerate(plan, first):
-        began, rate = time.perf_counter(), learning_rate(schedule, peak, done)
+    for step, planned in enumerate(plan, first):
+        began, rate = time.perf_counter(), learning_rate(schedule, peak, planned.done)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss, tokens, norm = run_step(model, optimizer, batches)
-        yield Step(step, loss, tokens, norm, rate, time.perf_counter() - began)
+        parts, norm = run_step(model, optimizer, planned.passes, step=step)
+        seconds = time.perf_counter() - began
+        by_task = _by_task(parts, planned.shares)
+        yield Step(step, sum(parts), by_task, planned.tokens, norm, rate, seconds, planned.all_tokens)
+
+
+def _by_task(parts: Sequence[float], shares: Sequence[float]) -> dict[str, float]:
+    """The losses of the tasks from their parts of the whole; of a single task, nothing."""
+    found = {name: part / share for name, part, share in zip(TASKS, parts, shares, strict=True) if share}
+    return found if len(found) > 1 else {}
 
 
 def _all_sum(value: torch.Tensor, device: torch.device) -> torch.Tensor:

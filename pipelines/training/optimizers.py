@@ -6,13 +6,13 @@ import torch
 
 
 def adamw(model: torch.nn.Module, peak: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; norms and biases are not decayed."""
+    """AdamW over the trainable parameters, in one pass over each (`fused`); norms and biases are not decayed."""
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=peak, betas=(0.9, 0.95))
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=peak, betas=(0.9, 0.95), fused=True)
 
 
 class Together:

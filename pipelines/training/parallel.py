@@ -1,38 +1,51 @@
-"""FSDP2 over a 1-D mesh: activation checkpointing, then each decoder block, then what is left. Same on CPU and GPU."""
+"""FSDP2: activation checkpointing, compilation, each decoder block, then what is left. Same on CPU and GPU."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from pipelines.training.losses import ByToken, bare
 
 SMALL = 50_000_000  # parameters; below, one group of all of them costs less than a collective a block
 
 
+def mesh(device: str, ranks: int, replicas: int = 1) -> DeviceMesh:
+    """All ranks in a row, or in `replicas` rows: parameters are divided within a row, and every row has them all."""
+    if replicas == 1:
+        return init_device_mesh(device, (ranks,))
+    return init_device_mesh(device, (replicas, ranks // replicas), mesh_dim_names=("replicate", "shard"))
+
+
 def blocks(model: Any) -> torch.nn.ModuleList:
     """The decoder blocks of a Hugging Face causal model, bare or inside a peft model."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return base.get_decoder().layers
+    return bare(model).get_decoder().layers
 
 
-def parallelize(model: Any, mesh: DeviceMesh, activation_checkpointing: bool = False) -> Any:
-    """Shard `model` in place over `mesh` and return it.
+def parallelize(
+    model: ByToken, mesh: DeviceMesh, activation_checkpointing: bool = False, compiled: bool = False
+) -> ByToken:
+    """Shard `model` in place over `mesh` (as `parallel.mesh` makes it) and return it.
 
     Parameters are kept in fp32 (fp64 stays); on a GPU computation and all-gather are bf16 and gradients
-    are reduced in fp32, on a CPU the caller's autocast does the same. Gradients are summed over the
+    are reduced in fp32, on a CPU the caller's autocast does the same. Gradients are summed over all
     ranks, not averaged: the loss is divided by the global token count beforehand, and a sum is what
     gloo and NCCL both have at any world size."""
     gpu = mesh.device_type == "cuda"
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if gpu else MixedPrecisionPolicy()
     small = sum(parameter.numel() for parameter in model.parameters()) < SMALL
-    layers = blocks(model)
+    layers = blocks(model.model)
     for i, block in enumerate(layers):
         _widen(block)
         if activation_checkpointing:
-            layers[i] = block = checkpoint_wrapper(block)
+            block = checkpoint_wrapper(block)
+        if compiled:
+            block = cast(torch.nn.Module, torch.compile(block))  # FSDP2's hooks stay outside
         if not small:
             fully_shard(block, mesh=mesh, mp_policy=policy)
+        layers[i] = block
     _widen(model)
     fully_shard(model, mesh=mesh, mp_policy=policy)
     for module in model.modules():

@@ -1,144 +1,91 @@
 """What one training worker does: load, shard, step, checkpoint; at the end rank 0 writes an ordinary model.
 
-Everything a worker writes goes through Ray Train's storage as a checkpoint, the finished model too, so
-nothing depends on a disk that driver and workers share beyond that storage.
+Everything a worker writes goes below one folder, on a disk that driver and workers share.
 """
 
 import json
 import os
-import tempfile
 import time
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.device_mesh import init_device_mesh
 
 from pipelines.recipe import Student
-from pipelines.training import batches, checkpoints, loop, optimizers, parallel
+from pipelines.training import (  # fmt: skip
+    batches,
+    checkpoints,
+    faults,
+    feed,
+    loading,
+    loop,
+    metrics,
+    notes,
+    optimizers,
+    parallel,
+    saving,
+)
+from pipelines.training.best import Best
 
 PROGRESS_SECONDS = 1.0
+# torch keeps 1,024 kernels for bf16 products on CPUs, twice over, each for one length of a pack: more than a GB that is
+# hardly used again. These are enough for a model's own shapes.
+KERNELS = {"LRU_CACHE_CAPACITY": "64", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256"}
 
 
 def train(config: dict[str, Any]) -> None:
     """Run by Ray Train on every worker.
 
-    config: `student` (fields of a Student), `pruned` (model directory), `rows` (reference to
-    batches.Packed), `seed`, `pad` (token id), `progress` (file that rank 0 keeps current)."""
+    config: `student` (fields of a Student), `pruned` (model directory), `rows` (reference to batches.Rows), `held`
+    (validation rows, or None), `seed`, `pad` (token id), `replicas`, `board` (of metrics.Board: folder, who, hook),
+    `storage` (folder of checkpoints, progress and the finished model), `start` (the checkpoint to go on from, or
+    None), `attempt` (a name that no other start of the workers has). Raises faults.NotFinite and faults.Stopped."""
     import ray
     import ray.train
 
-    start = ray.train.get_checkpoint()
-    student = Student(**config["student"])
+    student, storage = Student(**config["student"]), Path(config["storage"])
+    if not storage.is_dir():
+        raise faults.Stopped(f"{storage} is not there on every node: run_dir must be on a disk that all nodes see")
     rank, ranks = dist.get_rank(), dist.get_world_size()
-    _settle(ray.train.get_context().get_local_world_size())
-    mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (ranks,))
-    model = load(config["pruned"], student, config["seed"])
-    parallel.parallelize(model, mesh, student.activation_checkpointing)
+    settle(ray.train.get_context().get_local_world_size())
+    mesh = parallel.mesh("cuda" if torch.cuda.is_available() else "cpu", ranks, config["replicas"])
+    model = loading.sharded(config["pruned"], student, config["seed"], mesh, partial(notes.tell, storage))
     optimizer = optimizers.adamw(model, student.learning_rate, student.weight_decay)
-    done: list[dict[str, Any]] = []
+    start = Path(config["start"]) if config["start"] else None
+    done = checkpoints.read_steps(start / "losses.jsonl") if start else []
+    best = Best(model, done)
     if start:
-        with start.as_directory() as folder:
-            done = checkpoints.read_steps(Path(folder) / "losses.jsonl")
-            if (Path(folder) / "model").exists():  # killed between the last report and the driver's copy
-                return
-            checkpoints.load(Path(folder), model, optimizer)
-    rows: batches.Packed = ray.get(config["rows"])
-    plan = batches.global_steps(rows.lengths(), student.batch_tokens, student.epochs, config["seed"])
-    ahead = _batches(plan, rows, student, config, len(done), rank, ranks)
+        checkpoints.load(start, model, optimizer, best.weights)
+    rows: batches.Rows = ray.get(config["rows"])
+    held = feed.held(config["held"], student, config["pad"], rank, ranks) if config["held"] else None
+    total, ahead = feed.steps(rows, student, config["seed"], config["pad"], len(done), rank, ranks)
+    cost = metrics.cost(model, bool(student.lora_rank), metrics.device(), ranks)
+    board = metrics.Board(done=done, tell=partial(notes.tell, storage), **config["board"]) if rank == 0 else None
     told = 0.0
-    for step in loop.steps(model, optimizer, ahead, student.schedule, student.learning_rate, len(done)):
-        done.append(step._asdict())
-        if rank == 0 and time.monotonic() - told > PROGRESS_SECONDS:
-            told = time.monotonic()
-            _tell(Path(config["progress"]), done, len(plan))
-        if len(done) % student.checkpoint_steps == 0 and len(done) < len(plan):
-            with tempfile.TemporaryDirectory(prefix="regrow-") as folder:
-                checkpoints.save(Path(folder), model, optimizer)
-                _report(Path(folder), done, f"step-{len(done):08d}", rank == 0)
-    weights: Any = get_model_state_dict(
-        model, options=StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-    )
-    with tempfile.TemporaryDirectory(prefix="regrow-") as folder:
-        if rank == 0:
-            save(Path(folder), config["pruned"], student, weights)
-        _report(Path(folder), done, "final", rank == 0)
-
-
-def load(pruned: str, student: Student, seed: int) -> Any:
-    """The pruned model on the CPU, in the dtype it is stored in, with fresh adapters where LoRA is on."""
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    return adapted(AutoModelForCausalLM.from_pretrained(pruned, dtype="auto", local_files_only=True), student, seed)
-
-
-def adapted(model: Any, student: Student, seed: int) -> Any:
-    """`model` with fresh adapters on every linear map of its blocks, where the student asks for LoRA."""
-    if not student.lora_rank:
-        return model
-    from peft import LoraConfig, get_peft_model
-
-    linear = {
-        name.rsplit(".", 1)[-1]
-        for name, module in parallel.blocks(model).named_modules()
-        if isinstance(module, torch.nn.Linear)
-    }
-    torch.manual_seed(seed)  # every rank draws the same adapters
-    config = LoraConfig(
-        r=student.lora_rank, lora_alpha=student.lora_alpha, target_modules=sorted(linear), task_type="CAUSAL_LM"
-    )
-    return get_peft_model(model, config)
-
-
-def save(folder: Path, pruned: str, student: Student, weights: dict[str, torch.Tensor]) -> None:
-    """Write `folder`/model, an ordinary checkpoint in the dtype of `pruned`, and for LoRA `folder`/adapter."""
-    from transformers import GenerationConfig
-
-    model = load(pruned, student, 0)
-    stored = model.dtype
-    model.float()
-    left = model.load_state_dict(weights, strict=False).unexpected_keys
-    if left:
-        raise RuntimeError(f"trained weights that the model does not know: {left[:3]}")
-    if student.lora_rank:
-        model.save_pretrained(folder / "adapter")
-        model = model.merge_and_unload()
-    model.generation_config = GenerationConfig()  # the driver copies the original; some would not pass the check here
-    model.to(stored).save_pretrained(folder / "model")
-
-
-def _batches(
-    plan: list[list[int]],
-    rows: batches.Packed,
-    student: Student,
-    config: dict[str, Any],
-    first: int,
-    rank: int,
-    ranks: int,
-) -> Iterator[tuple[float, list[loop.Batch]]]:
-    lengths = rows.lengths()
-    for step in range(first, len(plan)):
-        torch.manual_seed(config["seed"] * 1_000_003 + step * ranks + rank)  # dropout, if any, is resumed exactly
-        parts = batches.shared(plan[step], lengths, student.micro_tokens, rank, ranks)
-        yield (
-            (step + 0.5) / len(plan),
-            [batches.collate([rows.row(row) for row in part], config["pad"]) for part in parts],
-        )
-
-
-def _report(folder: Path, done: list[dict[str, Any]], name: str, first_rank: bool) -> None:
-    """Hand this rank's files of a checkpoint to Ray Train, which puts the ranks' files together."""
-    import ray.train
-
-    if first_rank:
-        checkpoints.write_steps(folder / "losses.jsonl", done)
-    checkpoint = ray.train.Checkpoint.from_directory(folder) if any(folder.iterdir()) else None
-    ray.train.report({"step": len(done)}, checkpoint=checkpoint, checkpoint_dir_name=name)
+    with checkpoints.Saver(storage, config["attempt"], start) as saver:
+        for step in loop.steps(model, optimizer, ahead, student.schedule, student.learning_rate, len(done)):
+            done.append(metrics.figures(step, total, cost))
+            if held is not None and (len(done) % student.validation_steps == 0 or len(done) == total):
+                done[-1]["validation_loss"] = loop.validate(model, held)
+                best.see(done[-1]["validation_loss"])
+            if board:
+                board.tell(done[-1])
+            if board and time.monotonic() - told > PROGRESS_SECONDS:
+                told = time.monotonic()
+                _tell(storage / "progress.json", done, total)
+            if len(done) % student.checkpoint_steps == 0 and len(done) < total:
+                saver.save(done, model, optimizer, best.weights)
+    if board:
+        board.close()
+    best.take()
+    finished = storage / f"{checkpoints.FINAL}-{config['attempt']}"
+    saving.save(finished, config["pruned"], student, model)
+    if rank == 0:
+        checkpoints.write_steps(finished / "losses.jsonl", done)
+        finished.rename(storage / checkpoints.FINAL)  # the name says that all is there
+    dist.barrier()  # a worker that is done first is not taken for all
 
 
 def _tell(file: Path, done: list[dict[str, Any]], total: int) -> None:
@@ -156,7 +103,11 @@ def _tell(file: Path, done: list[dict[str, Any]], total: int) -> None:
     partial.replace(file)
 
 
-def _settle(local_ranks: int) -> None:
-    """On a CPU, give each of this machine's workers its share of the cores."""
+def settle(local_ranks: int) -> None:
+    """On a CPU, give each of this machine's workers its share of the cores, and bound what torch keeps of kernels.
+
+    To be called before the first product: torch reads the bounds then."""
     if not torch.cuda.is_available():
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_ranks))
+        for name, entries in KERNELS.items():
+            os.environ.setdefault(name, entries)

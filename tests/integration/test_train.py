@@ -1,78 +1,49 @@
-"""Training for real: Ray Train workers, FSDP2 over gloo, a tiny Llama; kill -9 in the middle, then on from there."""
+"""Training for real: Ray Train workers, FSDP2 over gloo, a tiny Llama; a killed driver goes on from there."""
 
 import json
-import os
+import re
 import signal
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from pipelines import train
-from pipelines.recipe import Recipe, Student
-from tests import tiny
+from pipelines.recipe import Student
+from pipelines.recipe_file import BadInput
+from pipelines.training import batches, checkpoints, loop, metrics
+from pipelines.training.data import read as data_of
+from tests import tiny, trainings
+from tests.trainings import assert_shown, losses, recipe, steps, when
 
 pytestmark = pytest.mark.timeout(400)
 FULL = Student(
-    name="sft", epochs=7.5, batch_tokens=640, micro_tokens=256, learning_rate=3e-3, checkpoint_steps=10, max_length=100
+    name="sft", epochs=7.5, batch_tokens=640, micro_tokens=256, learning_rate=3e-3, checkpoint_steps=4, max_length=100
 )
-DRIVER = """
-import json, sys
+
+HOOK = """
+import json
 from pathlib import Path
-from cluster.session import session
-from pipelines import train
-from pipelines.recipe import Recipe, Student
-with session(sys.argv[1], None):
-    recipe, student = Recipe(**json.loads(sys.argv[2])), Student(**json.loads(sys.argv[3]))
-    train.train(recipe, student, Path(sys.argv[4]), sys.argv[5], Path(sys.argv[6]))
+
+def log(run, student, step, metrics):
+    with open(Path(__file__).with_name("told.jsonl"), "a") as file:
+        file.write(json.dumps([run, student, step, metrics]) + "\\n")
+
+def fail(run, student, step, metrics):
+    log(run, student, step, metrics)
+    if step == 2:
+        raise ValueError("no [red] server")
 """
-
-
-def recipe(workers: int) -> Recipe:
-    return Recipe(
-        name="x", dataset=[{"name": "d", "source": "x.jsonl"}], prune={"layers": 1}, cluster={"workers": workers}
-    )
-
-
-def steps(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "losses.jsonl").read_text().splitlines()]
-
-
-def losses(out: Path) -> list[float]:
-    return [step["loss"] for step in steps(out)]
-
-
-def when_checkpointed(out: Path, act: Callable[[], None]) -> None:
-    """Call `act` once Ray Train has noted the first whole checkpoint of the training in `out`."""
-    snapshot = out / "checkpoints" / "run" / "checkpoint_manager_snapshot.json"
-    for _ in range(6000):
-        if snapshot.exists():
-            return act()
-        time.sleep(0.02)
-    raise AssertionError("no checkpoint after two minutes")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """40 sums, and one row that is too long, in no particular order."""
-    rows = [
-        {"id": f"{a}{b}", "prompt": f"What is {a} + {b}?", "target": f"The answer is {a + b}."}
-        for b in range(5)
-        for a in range(8)
-    ]
-    rows.append({"id": "long", "prompt": "What is 1 + 1?" * 60, "target": "2"})
-    path = tmp_path_factory.mktemp("data") / "rows.parquet"
-    pq.write_table(pa.Table.from_pylist(rows[::-1]), path)
-    return str(path)
+    """40 sums, and one row that is too long."""
+    long = {"id": "long", "prompt": "What is 1 + 1?" * 60, "target": "2"}
+    return trainings.sums(tmp_path_factory.mktemp("data") / "rows.parquet", long)
 
 
 @pytest.fixture(scope="module")
@@ -100,11 +71,17 @@ def test_a_full_run_learns_and_leaves_an_ordinary_checkpoint(whole: tuple[Path, 
     out, summary = whole
     made = steps(out)
     assert [step["step"] for step in made] == list(range(summary["steps"]))
-    assert set(made[0]) == {"step", "loss", "tokens", "grad_norm", "learning_rate", "seconds"}
+    rates = {"tokens_per_second", "all_tokens_per_second"}
+    assert set(made[0]) - rates == {*loop.Step._fields, "progress", "memory"}
+    assert made[-1]["progress"] == 1
+    assert made[0]["all_tokens_per_second"] == pytest.approx(made[0]["all_tokens"] / made[0]["seconds"])
+    assert all(1e8 < step["memory"] < 1e10 for step in made)
     assert summary["final_loss"] < 0.7 * made[0]["loss"]  # 6.06 → 3.77 in 15 steps, seeds fixed
     assert (summary["rows"], summary["too_long"]) == (40, 1)
     assert summary["tokens"] == sum(step["tokens"] for step in made)
-    assert sorted(path.name for path in out.iterdir()) == ["losses.jsonl", "model"]
+    assert sum(step["all_tokens"] for step in made) > 2 * summary["tokens"], "prompts are longer than sums"
+    assert sorted(path.name for path in out.iterdir()) == ["losses.jsonl", "model", "tensorboard"]
+    assert_shown(out)
 
     model, start = (AutoModelForCausalLM.from_pretrained(path, dtype="auto") for path in (out / "model", pruned))
     assert model.dtype == start.dtype == torch.bfloat16
@@ -123,51 +100,37 @@ def test_a_full_run_learns_and_leaves_an_ordinary_checkpoint(whole: tuple[Path, 
     assert "sft" in (out / "model" / "README.md").read_text()
 
 
-def test_a_killed_worker_costs_no_step_and_changes_no_loss(
-    whole: tuple[Path, dict[str, Any]], pruned: Path, data: str, tmp_path: Path
-) -> None:
-    killed: list[int] = []
-
-    def kill() -> None:
-        workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in "".join(p.cmdline())]
-        os.kill(workers[-1].pid, signal.SIGKILL)
-        killed.append(workers[-1].pid)
-
-    watcher = threading.Thread(target=when_checkpointed, args=(tmp_path, kill))
-    watcher.start()
-    summary = train.train(recipe(2), FULL, pruned, data, tmp_path)
-    watcher.join()
-    assert killed
-    assert summary["steps"] == whole[1]["steps"]
-    # Same ranks, same sums in the same order: equal but for how threads split a product.
-    assert losses(tmp_path) == pytest.approx(losses(whole[0]), rel=1e-4)
-
-
-def test_a_killed_driver_goes_on_with_another_number_of_workers(
+def test_a_killed_driver_goes_on_with_another_number_of_workers_though_a_shard_is_gone(
     whole: tuple[Path, dict[str, Any]], pruned: Path, data: str, tmp_path: Path
 ) -> None:
     import ray
 
-    words = [ray.get_runtime_context().gcs_address, recipe(2).model_dump_json(), FULL.model_dump_json()]
-    words += [str(pruned), data, str(tmp_path)]
-    driver = subprocess.Popen([sys.executable, "-c", DRIVER, *words], cwd=Path(__file__).parents[2])
-    when_checkpointed(tmp_path, driver.kill)
-    assert driver.wait() == -signal.SIGKILL
+    address = ray.get_runtime_context().gcs_address
+    driver = trainings.driver(address, recipe(2), FULL, pruned, data, tmp_path, tmp_path / "log")
+    when(lambda: len(trainings.whole(tmp_path)) == 2)
+    with trainings.at_rest() as workers:  # else they would go on for some seconds
+        driver.kill()
+        assert driver.wait() == -signal.SIGKILL
+        for worker in workers:
+            worker.kill()
+    (trainings.whole(tmp_path)[-1] / "__1_0.distcp").unlink()
     before = losses_saved(tmp_path)
     assert before
     summary = train.train(recipe(1), FULL, pruned, data, tmp_path)
     assert summary["steps"] == whole[1]["steps"]
+    damaged, goes_on = summary["notes"]
+    assert damaged == f"sft: the checkpoint of step {len(before) + 4} is damaged: __1_0.distcp is missing"
+    assert goes_on == f"sft: goes on from step {len(before)}"
     assert losses(tmp_path)[: len(before)] == before, "steps that were done are not done again"
     # Another number of ranks rounds its bf16 products in other batches: 3 %.
     assert losses(tmp_path) == pytest.approx(losses(whole[0]), rel=3e-2)
+    assert_shown(tmp_path)
 
 
 def losses_saved(out: Path) -> list[float]:
-    """The losses in the checkpoint that Ray Train trusts."""
-    run = out / "checkpoints" / "run"
-    noted = json.loads((run / "checkpoint_manager_snapshot.json").read_text())["latest_checkpoint_result"]
-    lines = (run / noted["checkpoint_dir_name"] / "losses.jsonl").read_text().splitlines()
-    return [json.loads(line)["loss"] for line in lines]
+    """The losses in the newest whole checkpoint."""
+    start, _ = checkpoints.newest(out / "checkpoints")
+    return [step["loss"] for step in checkpoints.read_steps(start / "losses.jsonl")] if start else []
 
 
 def test_lora_is_merged_and_its_adapter_kept(ray_session: None, pruned: Path, data: str, tmp_path: Path) -> None:
@@ -187,27 +150,94 @@ def test_lora_is_merged_and_its_adapter_kept(ray_session: None, pruned: Path, da
     assert (one - other).norm() < 2e-2 * one.norm()
 
 
+def test_the_last_block_alone_is_trained_in_two_copies(
+    ray_session: None, pruned: Path, data: str, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    student = FULL.model_copy(update={"last_layers": 1, "epochs": 1, "checkpoint_steps": 1})
+    summary = train.train(recipe(2, replicas=2), student, pruned, data, tmp_path)
+    assert summary["final_loss"] < losses(tmp_path)[0]
+    before, after = (load_file(folder / "model.safetensors") for folder in (pruned, tmp_path / "model"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if "layers.1." in name or name == "model.norm.weight"}
+    assert summary["trainable"] == sum(before[name].numel() for name in changed) < summary["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("hook", "calls", "said"),
+    [
+        ("log", 8, ""),
+        ("fail", 3, "hooked.py, line 12: ValueError: no [red] server"),
+        ("lgo", 0, "AttributeError: module 'hooked' has no attribute 'lgo'"),
+    ],
+)
+def test_a_hook_gets_every_step_and_stops_nothing(
+    hook: str, calls: int, said: str, ray_session: None, pruned: Path, data: str, tmp_path: Path
+) -> None:
+    import ray
+
+    (tmp_path / "hooked.py").write_text(HOOK)
+    asked, out, log = recipe(1, metrics_hook=f"hooked:{hook}"), tmp_path / "out", tmp_path / "log"
+    student = FULL.model_copy(update={"epochs": 4})
+    address = ray.get_runtime_context().gcs_address
+    driver = trainings.driver(address, asked, student, pruned, data, out, log, str(tmp_path))
+    assert driver.wait(300) == 0, log.read_text()
+    seen = " ".join(log.read_text().split())
+    assert seen.count("is not called any more") == bool(said) and said in seen, seen
+    told = tmp_path / "told.jsonl"
+    lines = [json.loads(line) for line in told.read_text().splitlines()] if told.exists() else []
+    wanted = [["x", "sft", line["step"], metrics.shown(line)] for line in steps(out)]
+    assert len(wanted) == 8 and lines == wanted[:calls]
+    assert_shown(out)
+
+
 @pytest.mark.parametrize(
     ("rows", "why"),
     [
         ([], "there are no rows"),
         ([{"id": "1", "prompt": "a" * 500, "target": "b"}], "all 1 rows are longer than max_length = 100"),
         ([{"id": "1", "prompt": "a", "target": None}], "1 rows have no target"),
-        ([{"id": "1", "prompt": "a"}], "lack the column 'target'"),
+        ([{"id": "1", "prompt": "a"}], "lack the column 'target'; needed: id, prompt, target"),
+        ([{"id": "1", "prompts": "a", "target": "b"}], "lack the column 'prompt', did you mean 'prompts'?; needed"),
+        ([{"id": "1", "prompt": "a", "target": 7}], "the column 'target' holds int64; text is needed"),
+        ([{"id": 0.5, "prompt": "a", "target": "b"}], "the column 'id' holds double; text is needed"),
+        ([{"id": "1", "prompt": "a", "target": "b", "history": "no JSON"}], "row 1: history is not the JSON text"),
     ],
 )
 def test_data_that_cannot_be_trained_on_are_refused(
     rows: list[dict[str, Any]], why: str, pruned: Path, tmp_path: Path
 ) -> None:
-    fields = [(name, pa.string()) for name in (rows[0] if rows else ("id", "prompt", "target"))]
+    kinds = {float: pa.float64(), int: pa.int64()}
+    shape = rows[0] if rows else dict.fromkeys(("id", "prompt", "target"))
+    fields = [(name, kinds.get(type(value), pa.string())) for name, value in shape.items()]
     pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(fields)), tmp_path / "rows.parquet")
-    with pytest.raises(ValueError, match=why):
+    with pytest.raises(BadInput, match=re.escape(str(tmp_path / "rows.parquet")) + f".*{re.escape(why)}"):
         train.train(recipe(1), FULL, pruned, str(tmp_path / "rows.parquet"), tmp_path / "out")
 
 
-def test_a_torn_list_of_checkpoints_means_from_the_beginning(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "checkpoint_manager_snapshot.json").write_text('{"ray_ver')
-    train._drop_torn(run)
-    assert not run.exists()
+def test_files_that_are_no_parquet_are_refused(pruned: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.parquet").write_text("id,prompt,target\n")
+    for name, why in (("rows.parquet", "are not a Parquet file"), ("none.parquet", "do not exist")):
+        with pytest.raises(BadInput, match=why):
+            data_of(pruned, str(tmp_path / name), 100)
+
+
+def test_long_rows_are_dropped_or_cut_off(pruned: Path, data: str, tmp_path: Path) -> None:
+    """Room for every prompt but one and a token more."""
+    from transformers import AutoTokenizer
+
+    words = AutoTokenizer.from_pretrained(pruned)
+    all_ = data_of(pruned, data, 1000)
+    lengths, prompts = all_.rows.lengths(), all_.rows.prompts.tolist()
+    assert (all_.too_long, all_.truncated, all_.ids[-1]) == (0, 0, "long")
+    room = max(prompts[:-1]) + 1
+    assert room < min(lengths) and prompts[-1] > room
+    with pytest.raises(BadInput, match="all 41 rows are longer"):
+        data_of(pruned, data, room)
+    cut = data_of(pruned, data, room, "truncate")
+    assert (cut.too_long, cut.truncated, len(cut.ids)) == (1, 40, 40)
+    for number in range(40):
+        whole, kept = all_.rows.row(number), cut.rows.row(number)
+        assert kept == batches.Encoded(whole.ids[:room], whole.prompt)
+        assert whole.ids[-1] == words.eos_token_id != kept.ids[-1]

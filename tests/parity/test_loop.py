@@ -5,8 +5,10 @@ Sums run in another order, so in float64 losses and norms agree to 1e-9 relative
 """
 
 import json
-import multiprocessing
+import math
+import threading
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,59 +18,62 @@ import torch
 import torch.nn.functional as F
 
 from pipelines.recipe import Student
-from pipelines.training import batches, loop, optimizers
-from tests import tiny
+from pipelines.training import batches, faults, feed, loop, losses, optimizers, packing
+from tests import ranks, tiny
 
 STEPS, PEAK = 4, 3e-3
 VARIANTS = {
     "full": Student(name="sft", batch_tokens=160, micro_tokens=4096, learning_rate=PEAK, weight_decay=0.1),
     "micro": Student(name="sft", batch_tokens=160, micro_tokens=64, learning_rate=PEAK, activation_checkpointing=True),
     "lora": Student(name="sft", batch_tokens=160, micro_tokens=64, learning_rate=PEAK, lora_rank=4),
+    "last": Student(name="sft", batch_tokens=160, micro_tokens=64, learning_rate=PEAK, last_layers=1),
 }
+SMALL = 50_000_000  # parameters: one group of all of them; with 0 a group a block
+GROUPS = {"1": (1, 1), "2": (2, 1), "4": (4, 1), "2 × 1": (2, 2), "2 × 2": (4, 2)}  # ranks and replicas
+CASES = [(group, small) for group in GROUPS for small in (SMALL, 0) if small == 0 or "×" not in group]
 
 
-def rows() -> batches.Packed:
-    """30 random rows; the last three fill a step of their own, smaller than four ranks."""
+def rows() -> batches.Rows:
+    """30 random rows; a step holds as few as three, fewer than four ranks."""
     rng = np.random.default_rng(0)
     lengths = [*rng.integers(6, 30, 27), 50, 51, 52]
-    return batches.pack([batches.Encoded(rng.integers(5, 400, n).tolist(), int(rng.integers(1, n))) for n in lengths])
+    return batches.flat([batches.Encoded(rng.integers(5, 400, n).tolist(), int(rng.integers(1, n))) for n in lengths])
 
 
-def plan(packed: batches.Packed, student: Student) -> list[list[int]]:
-    """Four global steps, one of them the step with the longest rows."""
-    made = batches.global_steps(packed.lengths(), student.batch_tokens, 1, seed=0)
-    long = next(step for step in made if 29 in step)
-    return [long, *[step for step in made if step is not long]][:STEPS]
+def plan(packed: batches.Rows, student: Student) -> list[list[int]]:
+    """The rows of the first global steps."""
+    alone = [[row] for row in range(len(packed.ends))]
+    return packing.global_steps(alone, packed.lengths(), student.batch_tokens, 1, seed=0)
 
 
-def model(folder: Path, student: Student) -> Any:
+def model(folder: Path, student: Student) -> losses.ByToken:
     """The model of the run in float64; LoRA's B starts random, so that all gradients flow at once."""
-    from pipelines.training import worker
+    from pipelines.training import loading
 
-    made = worker.load(str(folder), student, seed=1).double()
+    made = loading.load(str(folder), student, seed=1).double()
     torch.manual_seed(2)
     for name, parameter in made.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
-    return made
+    return losses.ByToken(made)
 
 
-def written_out(made: Any, packed: batches.Packed, student: Student) -> list[tuple[float, float]]:
+def written_out(made: losses.ByToken, packed: batches.Rows, student: Student) -> list[tuple[float, float]]:
     """(loss, gradient norm) of each step, with nothing of the code under test but the plan and the data."""
     trained = [parameter for parameter in made.parameters() if parameter.requires_grad]
     decayed = [{"params": [p], "weight_decay": student.weight_decay if p.ndim > 1 else 0.0} for p in trained]
     optimizer = torch.optim.AdamW(decayed, betas=(0.9, 0.95), foreach=False)
     made.train()
     seen = []
-    for number, step in enumerate(plan(packed, student)):
+    for number, step in enumerate((whole := plan(packed, student))[:STEPS]):
         for group in optimizer.param_groups:
-            group["lr"] = loop.learning_rate("cosine", PEAK, (number + 0.5) / STEPS)
+            group["lr"] = loop.learning_rate("cosine", PEAK, (number + 0.5) / len(whole))
         encoded = [packed.row(row) for row in step]
         count = sum(len(row.ids) - row.prompt for row in encoded)
         loss = torch.zeros((), dtype=torch.double)
         for row in encoded:
             ids = torch.tensor(np.array(row.ids), dtype=torch.long)
-            scores = F.log_softmax(made(input_ids=ids[None]).logits[0, :-1], -1)
+            scores = F.log_softmax(made.model(input_ids=ids[None]).logits[0, :-1], -1)
             picked = scores.gather(1, ids[1:, None])[:, 0]
             loss = loss - picked[row.prompt - 1 :].sum() / count
         loss.backward()
@@ -80,19 +85,13 @@ def written_out(made: Any, packed: batches.Packed, student: Student) -> list[tup
 
 
 def looped(
-    made: Any, packed: batches.Packed, student: Student, rank: int = 0, ranks: int = 1
+    made: losses.ByToken, packed: batches.Rows, student: Student, rank: int = 0, ranks: int = 1
 ) -> Iterator[tuple[float, float]]:
     """The same with the code under test."""
-    lengths = packed.lengths()
     optimizer = optimizers.adamw(made, PEAK, student.weight_decay)
-
-    def fed() -> Iterator[tuple[float, list[loop.Batch]]]:
-        for number, step in enumerate(plan(packed, student)):
-            parts = batches.shared(step, lengths, student.micro_tokens, rank, ranks)
-            fed_rows = [[packed.row(row) for row in part] for part in parts]
-            yield (number + 0.5) / STEPS, [batches.collate(part, 0) for part in fed_rows]
-
-    for step in loop.steps(made, optimizer, fed(), "cosine", PEAK):
+    total, fed = feed.steps(packed, student, 0, 0, rank=rank, ranks=ranks)
+    assert total >= STEPS
+    for step in loop.steps(made, optimizer, islice(fed, STEPS), "cosine", PEAK):
         yield step.loss, step.grad_norm
 
 
@@ -100,86 +99,109 @@ def on_rank(rank: int, ranks: int, folder: Path) -> None:
     """Every variant on one of `ranks` gloo processes; rank 0 writes what it saw."""
     import torch.distributed as dist
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-    from torch.distributed.device_mesh import init_device_mesh
 
     from pipelines.training import checkpoints, parallel
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/meet-{ranks}", rank=rank, world_size=ranks)
-    mesh = init_device_mesh("cpu", (ranks,))
-    for small in (parallel.SMALL, 0):  # one group of all parameters, and a group a block
-        parallel.SMALL = small
-        for name, student in VARIANTS.items():
-            made = parallel.parallelize(model(folder, student), mesh, student.activation_checkpointing)
-            seen = list(looped(made, rows(), student, rank, ranks))
-            weights = get_model_state_dict(made, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-            if rank == 0:
-                (folder / f"{name}-{ranks}-{small}.json").write_text(json.dumps(seen))
-                torch.save(weights, folder / f"{name}-{ranks}-{small}.pt")
-    _across(folder, ranks, mesh, checkpoints, parallel)
+    for group, (_, replicas) in ((g, size) for g, size in GROUPS.items() if size[0] == ranks):
+        mesh = parallel.mesh("cpu", ranks, replicas)
+        for small in (small for name, small in CASES if name == group):
+            parallel.SMALL = small
+            for name, student in VARIANTS.items():
+                made = parallel.parallelize(model(folder, student), mesh, student.activation_checkpointing)
+                seen = list(looped(made, rows(), student, rank, ranks))
+                weights = get_model_state_dict(made, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+                if rank == 0:
+                    (folder / f"{name}-{group}-{small}.json").write_text(json.dumps(seen))
+                    torch.save(weights, folder / f"{name}-{group}-{small}.pt")
+        _across(folder, ranks, group, mesh, checkpoints, parallel)
     dist.destroy_process_group()
 
 
-def _across(folder: Path, ranks: int, mesh: Any, checkpoints: Any, parallel: Any) -> None:
-    """Two ranks save after training; four load what two have saved."""
+def _across(folder: Path, ranks: int, group: str, mesh: Any, checkpoints: Any, parallel: Any) -> None:
+    """Two ranks save after a step, and nothing is written before they have done two more; four load what was saved."""
     student = VARIANTS["lora"]
     made = parallel.parallelize(model(folder, student), mesh)
     optimizer = optimizers.adamw(made, PEAK, 0.0)
-    batch = batches.collate([rows().row(3)], 0)
-    if ranks == 2:
-        loop.run_step(made, optimizer, [batch])
-        checkpoints.save(folder / "saved", made, optimizer)
-    elif ranks == 4:
-        checkpoints.load(folder / "saved", made, optimizer)
-    if ranks > 1:
+    batch = batches.collate([rows().row(3)], np.array([[0.1 / ranks], [0.0]]), 0)
+    if ranks == 1 or group == "2 × 1":
+        return
+    (folder / "saved").mkdir(exist_ok=True)
+    (folder / "saved" / "attempt").write_text("x")
+    with checkpoints.Saver(folder / "saved", "x") as saver:
+        written = threading.Event()
+        saver.thread.submit(written.wait)
+        if ranks == 2:
+            loop.run_step(made, optimizer, [batch])
+            saver.save([{"step": 0}], made, optimizer)
+        else:
+            newest, damaged = checkpoints.newest(folder / "saved")
+            checkpoints.load(newest, made, optimizer)
+            assert checkpoints.read_steps(newest / "losses.jsonl") == [{"step": 0}] and not damaged
         loss = [loop.run_step(made, optimizer, [batch])[0] for _ in range(2)]
-        (folder / f"across-{ranks}.json").write_text(json.dumps(loss))
+        written.set()
+    (folder / f"across-{group}.json").write_text(json.dumps(loss))
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what 1, 2 and 4 ranks saw."""
     folder = tiny.model_dir(tmp_path_factory.mktemp("runs"), layers=2)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch.distributed.fsdp", "transformers", "peft", "pipelines.training.worker"])
-    for ranks in (1, 2, 4):
-        started = [context.Process(target=on_rank, args=(rank, ranks, folder)) for rank in range(ranks)]
-        for process in started:
-            process.start()
-        for process in started:
-            process.join(240)
-            assert process.exitcode == 0
+    ranks.run(on_rank, (1, 2, 4), folder, 240)
     return folder
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_in_process_without_sharding(variant: str, tmp_path: Path) -> None:
-    folder, student = tiny.model_dir(tmp_path, layers=2), VARIANTS[variant]
-    expected = written_out(model(folder, student), rows(), student)
-    seen = list(looped(model(folder, student), rows(), student))
-    assert expected[0][1] > 0 and expected[-1][0] != expected[0][0]
-    np.testing.assert_allclose(seen, expected, rtol=1e-9)
+@pytest.fixture(scope="module")
+def expected(runs: Path) -> dict[str, tuple[list[tuple[float, float]], dict[str, torch.Tensor]]]:
+    """What the loop written out sees of each variant, and the weights it ends with."""
+    found = {}
+    for variant, student in VARIANTS.items():
+        reference = model(runs, student)
+        seen = written_out(reference, rows(), student)
+        found[variant] = seen, {name: p.detach() for name, p in reference.named_parameters()}
+    return found
 
 
-@pytest.mark.parametrize("small", [50_000_000, 0])
-@pytest.mark.parametrize("ranks", [1, 2, 4])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_sharded_over_ranks(runs: Path, variant: str, ranks: int, small: int) -> None:
-    student = VARIANTS[variant]
-    reference = model(runs, student)
-    expected = written_out(reference, rows(), student)
-    np.testing.assert_allclose(json.loads((runs / f"{variant}-{ranks}-{small}.json").read_text()), expected, rtol=1e-9)
-    weights = torch.load(runs / f"{variant}-{ranks}-{small}.pt", weights_only=True)
-    for name, parameter in reference.named_parameters():
+def test_in_process_without_sharding(runs: Path, expected: dict[str, Any], variant: str) -> None:
+    losses = expected[variant][0]
+    seen = list(looped(model(runs, VARIANTS[variant]), rows(), VARIANTS[variant]))
+    assert losses[0][1] > 0 and losses[-1][0] != losses[0][0]
+    np.testing.assert_allclose(seen, losses, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("group", "small"), CASES)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_sharded_over_ranks(runs: Path, expected: dict[str, Any], variant: str, group: str, small: int) -> None:
+    losses, reference = expected[variant]
+    np.testing.assert_allclose(json.loads((runs / f"{variant}-{group}-{small}.json").read_text()), losses, rtol=1e-9)
+    weights = torch.load(runs / f"{variant}-{group}-{small}.pt", weights_only=True)
+    for name, parameter in reference.items():
         # AdamW divides by the root of the second moment: where a gradient is near zero its rounding is
         # magnified, so weights are compared by norm.
-        assert (weights[name] - parameter.detach()).norm() <= 1e-7 * (1 + parameter.detach().norm()), name
+        assert (weights[name] - parameter).norm() <= 1e-7 * (1 + parameter.norm()), name
 
 
-def test_a_checkpoint_of_two_ranks_goes_on_with_four(runs: Path) -> None:
-    two, four = (json.loads((runs / f"across-{ranks}.json").read_text()) for ranks in (2, 4))
+@pytest.mark.parametrize("group", ["4", "2 × 2"])
+def test_a_checkpoint_of_two_ranks_goes_on_with_four(runs: Path, group: str) -> None:
+    two, four = (json.loads((runs / f"across-{name}.json").read_text()) for name in ("2", group))
     # The same row stands on every rank, so its loss does not depend on their number. float64.
     np.testing.assert_allclose(four, two, rtol=1e-9)
+
+
+def test_a_step_without_a_number_leaves_the_weights_alone(tmp_path: Path) -> None:
+    made, student = model(tiny.model_dir(tmp_path, layers=2), VARIANTS["full"]), VARIANTS["full"]
+    optimizer = optimizers.adamw(made, PEAK, 0.1)
+    steps = loop.steps(made, optimizer, feed.steps(rows(), student, 0, 0)[1], "cosine", PEAK)
+    next(steps)
+    made.model.model.norm.weight = torch.nn.Parameter(torch.full((64,), math.inf, dtype=torch.float64))
+    before = {name: parameter.detach().clone() for name, parameter in made.named_parameters()}
+    with pytest.raises(faults.NotFinite) as caught:
+        next(steps)
+    assert caught.value.args[0] == 1
+    for name, parameter in made.named_parameters():
+        torch.testing.assert_close(parameter.detach(), before[name], rtol=0, atol=0)
 
 
 def test_fp32_parameters_under_bf16_autocast(tmp_path: Path) -> None:
@@ -188,30 +210,27 @@ def test_fp32_parameters_under_bf16_autocast(tmp_path: Path) -> None:
     folder, student, packed = tiny.model_dir(tmp_path, layers=2), VARIANTS["full"], rows()
     made, plain = model(folder, student).float(), model(folder, student).float()
     exact = written_out(model(folder, student), packed, student)[0][0]
-    batch = batches.collate([packed.row(row) for row in plan(packed, student)[0]], 0)
+    (step,) = islice(feed.steps(packed, student, 0, 0)[1], 1)
+    ((inputs, weights),) = step.passes
     kept: dict[str, torch.Tensor] = {}
 
     class Keep(torch.optim.SGD):
         def step(self, closure: Any = None) -> None:
             kept.update({name: p.grad.clone() for name, p in made.named_parameters() if p.grad is not None})
 
-    loss, tokens, norm = loop.run_step(made, Keep(made.parameters(), lr=0.0), [batch], clip=1e9)
+    parts, norm = loop.run_step(made, Keep(made.parameters(), lr=0.0), step.passes, clip=1e9)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = plain(input_ids=batch["input_ids"]).logits
-    mean = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), batch["labels"][:, 1:].flatten(), ignore_index=-100)
+        logits = plain.model(**{name: value for name, value in inputs.items() if name != "labels"}).logits
+    labels = inputs["labels"]
+    mean = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
     mean.backward()
-    assert tokens == int((batch["labels"][:, 1:] != -100).sum())
+    assert step.tokens == int((labels[:, 1:] != -100).sum()) == weights.shape[1]
+    loss = parts[0]
     assert loss == pytest.approx(mean.item(), rel=1e-5)
     assert loss == pytest.approx(exact, rel=1e-2)
     for name, parameter in plain.named_parameters():
         assert parameter.grad is not None
         assert (kept[name] - parameter.grad).norm() <= 1e-5 * norm, name
-
-
-def test_a_step_without_targets_is_refused(tmp_path: Path) -> None:
-    made = model(tiny.model_dir(tmp_path, layers=2), VARIANTS["full"])
-    with pytest.raises(ValueError, match="without a single target token"):
-        loop.run_step(made, optimizers.adamw(made, PEAK, 0.0), [batches.collate([], 0)])
 
 
 def test_learning_rate_schedules() -> None:

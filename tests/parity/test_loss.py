@@ -1,62 +1,60 @@
-"""The loss against log-softmax written out in numpy."""
+"""The loss of target tokens against log-softmax written out in numpy."""
 
 import numpy as np
 import pytest
 import torch
 
-from pipelines.training.losses import IGNORED, next_token_loss, target_count
+from pipelines.training import losses
+
+TOKENS, WIDTH, VOCABULARY = 37, 8, 11
 
 
-def _case() -> tuple[torch.Tensor, torch.Tensor]:
+def case(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.nn.Linear, torch.Tensor]:
     torch.manual_seed(0)
-    labels = torch.randint(0, 11, (3, 7))
-    labels[0, :4] = IGNORED
-    labels[2] = IGNORED
-    return torch.randn(3, 7, 11, dtype=torch.float64) * 5, labels
+    head = torch.nn.Linear(WIDTH, VOCABULARY, dtype=dtype)
+    return torch.randn(TOKENS, WIDTH, dtype=dtype, requires_grad=True), head, torch.randint(0, VOCABULARY, (TOKENS,))
 
 
-def _by_hand(logits: np.ndarray, labels: np.ndarray) -> float:
-    total = 0.0
-    for row in range(labels.shape[0]):
-        for position in range(1, labels.shape[1]):
-            if labels[row, position] != IGNORED:
-                scores = logits[row, position - 1]
-                peak = scores.max()
-                total += peak + np.log(np.exp(scores - peak).sum()) - scores[labels[row, position]]
-    return total
+def by_hand(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    peak = logits.max(1)
+    return peak + np.log(np.exp(logits - peak[:, None]).sum(1)) - logits[np.arange(len(targets)), targets]
 
 
-def test_sum_of_cross_entropies_in_float64() -> None:
-    logits, labels = _case()
-    # The same sums in another order: a few ulp of float64.
-    assert next_token_loss(logits, labels).item() == pytest.approx(_by_hand(logits.numpy(), labels.numpy()), rel=1e-12)
-    assert target_count(labels).item() == 3 + 6 + 0
+@pytest.mark.parametrize("logits", [1, 4 * VOCABULARY, 1 << 23])  # a token at a time, four, all
+def test_nats_in_float64(logits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few ulp of float64: the same sums in another order."""
+    monkeypatch.setattr(losses, "LOGITS", logits)
+    hidden, head, targets = case()
+    seen = losses.nats(hidden, head, targets).detach().numpy()
+    np.testing.assert_allclose(seen, by_hand(head(hidden).detach().numpy(), targets.numpy()), rtol=1e-12)
 
 
 def test_bf16_logits_are_summed_in_float32() -> None:
-    logits, labels = _case()
-    short = logits.bfloat16()
-    loss = next_token_loss(short, labels)
-    assert loss.dtype == torch.float32
-    # The inputs are rounded already; only fp32 sums differ: 1e-5 relative.
-    assert loss.item() == pytest.approx(_by_hand(short.double().numpy(), labels.numpy()), rel=1e-5)
+    """The inputs are rounded already; only fp32 sums differ."""
+    hidden, head, targets = case(torch.bfloat16)
+    seen = losses.nats(hidden, head, targets)
+    assert seen.dtype == torch.float32
+    expected = by_hand(head(hidden).detach().double().numpy(), targets.numpy())
+    np.testing.assert_allclose(seen.detach().numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_gradient_is_softmax_minus_one_hot_where_there_is_a_target_and_zero_elsewhere() -> None:
-    logits, labels = _case()
-    logits.requires_grad_(True)
-    next_token_loss(logits, labels).backward()
-    expected = torch.zeros_like(logits)
-    for row, position in (labels[:, 1:] != IGNORED).nonzero().tolist():
-        expected[row, position] = logits[row, position].detach().softmax(0)
-        expected[row, position, labels[row, position + 1]] -= 1
-    assert logits.grad is not None
-    torch.testing.assert_close(logits.grad, expected, rtol=1e-10, atol=1e-12)  # float64, same formula
+@pytest.mark.parametrize("logits", [4 * VOCABULARY, 1 << 23])
+def test_gradients_are_softmax_minus_one_hot(logits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of weighted nats, written out; float64."""
+    monkeypatch.setattr(losses, "LOGITS", logits)
+    hidden, head, targets = case()
+    weights = torch.rand(TOKENS, dtype=torch.float64)
+    (losses.nats(hidden, head, targets) * weights).sum().backward()
+    made = head(hidden).detach().softmax(-1)
+    made[torch.arange(TOKENS), targets] -= 1
+    made *= weights[:, None]
+    assert hidden.grad is not None and head.weight.grad is not None
+    torch.testing.assert_close(hidden.grad, made @ head.weight.detach(), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(head.weight.grad, made.T @ hidden.detach(), rtol=1e-10, atol=1e-12)
 
 
-def test_no_target_at_all_is_zero_with_a_zero_gradient() -> None:
-    logits = torch.randn(1, 2, 5, requires_grad=True)
-    loss = next_token_loss(logits, torch.full((1, 2), IGNORED))
-    loss.backward()
-    assert loss.item() == 0
-    assert logits.grad is not None and not logits.grad.any()
+def test_no_target_at_all_is_no_loss_and_a_zero_gradient() -> None:
+    hidden, head, _ = case()
+    seen = losses.nats(hidden[:0], head, torch.empty(0, dtype=torch.long))
+    seen.sum().backward()
+    assert seen.shape == (0,) and head.weight.grad is not None and not head.weight.grad.any()

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from pipelines import models, recipe_file
 from pipelines.planning import architecture, memory
 from pipelines.recipe import Student
-from pipelines.training import losses, parallel, worker
+from pipelines.training import loading, losses, parallel, saving
 
 TEACHERS = sorted({recipe_file.load(name).teacher.model for name in recipe_file.names()})
 PACKAGED = [file.stem for file in sorted((models.RECIPES / "architectures").glob("*.json"))]
@@ -113,9 +113,19 @@ def test_parameters_of_every_recipes_teacher(model: str) -> None:
 def test_lora_parameters(name: str, rank: int) -> None:
     config = SMALL[name] | COMMON
     a = architecture.read(config, name)
-    adapted = worker.adapted(built(config, 2), Student(name="sft", lora_rank=rank), 0)
-    assert a.lora(rank, 2) == count(p for p in adapted.parameters() if p.requires_grad)
-    assert a.parameters(2) + a.lora(rank, 2) == count(adapted.parameters())
+    for targets in ((), ("q_proj", "down_proj")):
+        student = Student(name="sft", lora_rank=rank, lora_targets=targets)
+        adapted = loading.adapted(built(config, 2), student, 0)
+        assert memory.trained(a, 2, student) == count(p for p in adapted.parameters() if p.requires_grad)
+        assert a.parameters(2) + a.lora(rank, 2, targets) == count(adapted.parameters())
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_parameters_of_the_last_blocks(name: str) -> None:
+    config, student = SMALL[name] | COMMON, Student(name="sft", last_layers=2)
+    adapted = loading.adapted(built(config, 3), student, 0)
+    trained = memory.trained(architecture.read(config, name), 3, student)
+    assert trained == count(p for p in adapted.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize("name", ["llama, grouped queries, tied", "qwen2", "qwen3"])
@@ -126,20 +136,25 @@ def test_activations_of_a_block(name: str) -> None:
     assert three - two == tokens * memory.activations(architecture.read(config, name))
 
 
+@pytest.mark.parametrize("targets", [(), ("q_proj", "v_proj"), ("o_proj", "up_proj", "down_proj")])
 @pytest.mark.parametrize("name", ["llama, grouped queries, tied", "qwen2", "qwen3"])
-def test_activations_of_a_block_with_adapters(name: str) -> None:
+def test_activations_of_a_block_with_adapters(name: str, targets: tuple[str, ...]) -> None:
     """The same with LoRA, by what autograd saves (the tracker cannot watch frozen parameters); one block more
     than the first, whose input needs no gradient."""
-    config, tokens, student = SMALL[name] | COMMON, 256, Student(name="sft", lora_rank=4)
+    config, tokens, student = SMALL[name] | COMMON, 256, Student(name="sft", lora_rank=4, lora_targets=targets)
     two, three = (
-        saved(worker.adapted(built(config, layers, "cpu"), student, 0).to(torch.bfloat16).train(), tokens)
+        saved(loading.adapted(built(config, layers, "cpu"), student, 0).to(torch.bfloat16).train(), tokens)
         for layers in (2, 3)
     )
-    assert three - two == tokens * memory.activations(architecture.read(config, name), 4)
+    assert three - two == tokens * memory.activations(architecture.read(config, name), 4, targets)
 
 
 def test_small_models_are_one_group() -> None:
     assert memory.SMALL == parallel.SMALL
+
+
+def test_files_of_a_checkpoint() -> None:
+    assert memory.FILE == saving.FILE
 
 
 def test_a_recomputed_block_keeps_its_input() -> None:
@@ -153,18 +168,16 @@ def test_a_recomputed_block_keeps_its_input() -> None:
     assert sizes[1] - sizes[0] == tokens * 2 * 64
 
 
-@pytest.mark.parametrize("rows", [1, 4])
-def test_logits_and_loss(rows: int) -> None:
-    """The peak of the loss, every token a target. The last token of a row has no target, hence not 1."""
+def test_logits_and_loss() -> None:
+    """The peak of the loss, every token a target, while all logits are made at once."""
     tokens, vocab = 256, 2000
-    hidden = torch.randn(rows, tokens // rows, 8, dtype=torch.bfloat16, requires_grad=True)
+    hidden = torch.randn(tokens, 8, dtype=torch.bfloat16, requires_grad=True)
     head = torch.nn.Linear(8, vocab, bias=False, dtype=torch.bfloat16)
-    labels = torch.zeros((rows, tokens // rows), dtype=torch.long)
+    targets = torch.zeros(tokens, dtype=torch.long)
     tracker = MemTracker()
-    tracker.track_external(head, hidden, labels)
+    tracker.track_external(head, hidden, targets)
     with tracker:
-        logits = head(hidden)
-        losses.next_token_loss(logits, labels).backward()
+        losses.nats(hidden, head, targets).sum().backward()
     peak = next(iter(tracker.get_tracker_snapshot("peak").values()))
-    used = unparametered(peak)
-    assert 0.97 < used / (tokens * vocab * memory.LOSS) < 1.01
+    assert memory.LOGITS == losses.LOGITS > tokens * vocab
+    assert 0.97 < unparametered(peak) / (tokens * vocab * memory.LOSS) < 1.01

@@ -17,7 +17,7 @@ from pipelines import models, recipe_file
 from pipelines.planning import architecture, memory
 from pipelines.planning.assumptions import Assumptions
 from pipelines.recipe import Recipe, Student
-from pipelines.training import parallel, worker
+from pipelines.training import loading, parallel
 from tests.parity.test_plan_numbers import built, count
 
 REAL = [name for name in recipe_file.names() if recipe_file.load(name).cluster.gpu]
@@ -36,7 +36,7 @@ def sharded(recipe: Recipe, student: Student) -> torch.nn.Module:
     config = models.describe(recipe.teacher.model).config
     model = built(config, config["num_hidden_layers"] - recipe.prune.layers)
     mesh = init_device_mesh("cpu", (recipe.cluster.workers,))
-    return parallel.parallelize(worker.adapted(model, student, 0), mesh, student.activation_checkpointing)
+    return parallel.parallelize(loading.adapted(model, student, 0), mesh, student.activation_checkpointing)
 
 
 def test_what_is_sharded_is_what_the_plan_counts(recipe: Recipe) -> None:
@@ -47,12 +47,12 @@ def test_what_is_sharded_is_what_the_plan_counts(recipe: Recipe) -> None:
         groups = [module for module in model.modules() if isinstance(module, FSDPModule)]
         assert len(groups) == kept + 1 and groups[0] is model, "one group a block, one for what is left"
         assert all(isinstance(p, DTensor) and p.dtype == torch.float32 for p in model.parameters())
-        whole = a.parameters(kept) + a.lora(student.lora_rank, kept)
+        whole = a.parameters(kept) + memory.trained(a, kept, student)
         assert count(model.parameters()) == whole
         here = [p.to_local().numel() for p in model.parameters() if isinstance(p, DTensor)]
         trained = [p for p in model.parameters() if p.requires_grad]
         planned = memory.training(
-            a, kept, student.lora_rank, student.activation_checkpointing, 1, recipe.cluster.workers, Assumptions(), None
+            a, kept, student, 1, recipe.cluster.workers, recipe.cluster.replicas, Assumptions(), None
         ).parts
         assert memory.MASTER * sum(here) == planned["parameters"], "all are divided evenly"
         assert memory.MASTER * sum(p.to_local().numel() for p in trained) == planned["gradients"]  # type: ignore[attr-defined]

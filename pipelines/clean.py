@@ -21,22 +21,20 @@ from pipelines.recipe import Recipe
 from pipelines.recipe_file import BadInput
 
 SHAPE = re.compile(rf"(?:{'|'.join(story.STAGES)})(?:-[a-z0-9][a-z0-9._-]{{0,62}})?-[0-9a-f]{{16}}")
-QUIET = datetime.timedelta(hours=1)  # on S3, where no lock tells that a run is still at work
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What is in a run's directory: `kept` is named by the last recipe, `left` by nothing; `fresh` is
-    left over too, but on S3 and written a moment ago; `others` are names that are no artifact's."""
+    """What is in a run's directory: `kept` is named by the last recipe, `left` by nothing; `others` are names that
+    are no artifact's."""
 
     home: str
     kept: list[Folder]
     left: list[Folder]
-    fresh: list[Folder]
     others: list[str]
 
 
-def clean(recipe: Recipe, yes: bool, quiet: datetime.timedelta = QUIET) -> Iterator[str]:
+def clean(recipe: Recipe, yes: bool) -> Iterator[str]:
     """Tell what is left over in the run's directory and, where `yes`, remove it. Yields lines to print.
 
     Raises BadInput while a run works there, and where nothing at all would be kept; OSError where
@@ -44,7 +42,7 @@ def clean(recipe: Recipe, yes: bool, quiet: datetime.timedelta = QUIET) -> Itera
     home = place.home(recipe)
     named = {f"{out.name}-{out.id}" for step in story.steps(recipe) for out in step.outs.values()}
     with place.claimed(home):
-        found = look(home, named, quiet)
+        found = look(home, named)
         yield from tell(found)
         if not found.left:
             yield "nothing to remove"
@@ -64,7 +62,7 @@ def clean(recipe: Recipe, yes: bool, quiet: datetime.timedelta = QUIET) -> Itera
         yield f"removed {len(found.left)}, {size} freed"
 
 
-def look(home: str, named: set[str], quiet: datetime.timedelta) -> Findings:
+def look(home: str, named: set[str]) -> Findings:
     """What is in the run's directory `home`, where the artifacts `named` are referred to."""
     artifacts = storage.join(home, "artifacts")
     if storage.is_local(home) and Path(artifacts).is_symlink():
@@ -73,10 +71,8 @@ def look(home: str, named: set[str], quiet: datetime.timedelta) -> Findings:
     ours = [folder for folder in there if SHAPE.fullmatch(folder.name)]
     others += [folder.name for folder in there if folder not in ours]
     left = [folder for folder in ours if folder.name not in named]
-    until = datetime.datetime.now(datetime.UTC) - quiet
-    fresh = [f for f in left if not storage.is_local(home) and f.changed and f.changed > until]
     kept = [folder for folder in ours if folder.name in named]
-    return Findings(home, kept, [folder for folder in left if folder not in fresh], fresh, others)
+    return Findings(home, kept, left, others)
 
 
 def tell(found: Findings) -> Iterator[str]:
@@ -87,8 +83,6 @@ def tell(found: Findings) -> Iterator[str]:
     for folder in found.left:
         state = "older" if folder.whole else "half-written"
         yield f"  {state:12}  {folder.name:44}  {_size(folder.size):>9}  {_age(folder)}"
-    for folder in found.fresh:
-        yield f"  left alone: {folder.name}, written {_age(folder)}; another run may be at work (no lock on S3)"
     for name in found.others:
         yield f"  left alone: {name} (no artifact's name, or a link)"
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from cluster import signals
+from pipelines import cli_generate
 
 app = typer.Typer(
     help="Make a large language model smaller and grow its quality back, on Ray.",
@@ -67,6 +68,9 @@ def run(
         _show(read, done.report)
     if done.quarantine:
         raise typer.Exit(_fail(f"done, but rows are in quarantine: {'; '.join(done.quarantine)}", 3))
+
+
+app.command(epilog=cli_generate.EXAMPLES)(cli_generate.generate)
 
 
 @app.command(epilog="Example: `regrow status runs/quickstart`")

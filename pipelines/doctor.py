@@ -18,7 +18,7 @@ from packaging.specifiers import SpecifierSet
 from cluster import machine, packages, session, storage
 from cluster.packages import Installed
 from pipelines import models, place
-from pipelines.recipe import Recipe, Serve, objective_of
+from pipelines.recipe import Recipe, Serve
 
 Mark = Literal["ok", "warn", "fail"]
 GIB = 1 << 30
@@ -28,7 +28,7 @@ DISK = 5 * GIB  # the quickstart's run directory takes 0.3 GB; Ray spills object
 FILES = 4096  # below it Ray warns of connection errors
 IMPORT_SECONDS = 180.0
 IMPORTS = (
-    "import vllm, vllm.engine.arg_utils, ray.data.llm; "
+    "import vllm, vllm.engine.arg_utils, vllm.v1.engine.async_llm, ray.data, ray.serve.llm; "
     "from vllm.platforms import current_platform; print(current_platform.device_type)"
 )
 
@@ -191,8 +191,7 @@ def checkpoints(recipe: Recipe) -> int:
     named = recipe.teacher.model
     teacher = models.TINY if named == "tiny" else Path(named).expanduser()
     cuts = {recipe.prune.method, *recipe.prune.baselines}
-    trained = [student for student in recipe.student if objective_of(student.name) != "none"]
-    return sum(file.stat().st_size for file in teacher.glob("*.safetensors")) * (len(cuts) + len(trained))
+    return sum(file.stat().st_size for file in teacher.glob("*.safetensors")) * (len(cuts) + len(recipe.trained))
 
 
 def _disk(name: str, at: Path, refused: Mark, do: str, room: int = DISK) -> Check:

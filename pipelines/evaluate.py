@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.artifacts import Artifact
-from pipelines import answers, prompts
+from pipelines import answers, objectives, prompts
 from pipelines.recipe import Recipe
 from pipelines.screen import say
 from serving.client import Answer, Prompt
@@ -99,7 +99,7 @@ def ask_all(recipe: Recipe, base_url: str, name: str, model: Path, rows: list[di
 
     progress = _Progress(name, len(rows))
     settings = recipe.evaluate
-    asked = _asked(model, rows)
+    asked = _asked(model, rows, objectives.prefix(name))
     said = client.ask(
         base_url, name, asked, settings.max_tokens, settings.concurrency, progress.one, template=prompts.TEMPLATE
     )
@@ -109,12 +109,12 @@ def ask_all(recipe: Recipe, base_url: str, name: str, model: Path, rows: list[di
     return [judged(row, answer) for row, answer in zip(rows, said, strict=True)]
 
 
-def _asked(model: Path, rows: list[dict[str, Any]]) -> list[Prompt]:
+def _asked(model: Path, rows: list[dict[str, Any]], prefix: str) -> list[Prompt]:
     """Messages for chat where the tokenizer has a template, else plain texts for completions."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    messages = [prompts.of(row) for row in rows]
+    messages = [prompts.of(row, prefix) for row in rows]
     if tokenizer.chat_template:
         return list(messages)
     return [prompts.text(tokenizer, message) for message in messages]

@@ -25,6 +25,19 @@ def packaged(name: str) -> str:
     return (FOLDER / f"{name}.txt").read_text(encoding="utf8")
 
 
+def named(prompt: str) -> tuple[str, tuple[str, ...]]:
+    """(template, stop texts) of a packaged prompt's name or of a file's path; a packaged one stops a base model before
+    it writes the next question. Raises ValueError where there is neither."""
+    if prompt in PACKAGED:
+        return packaged(prompt), ("\n\nPremise:",) if prompt == "nli" else ("\n\nQ:",)
+    try:
+        return Path(prompt).read_text(encoding="utf8"), ()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"prompt {prompt!r}: no such file to read, nor a packaged one ({', '.join(PACKAGED)})"
+        ) from error
+
+
 def columns(template: str) -> list[str]:
     """The columns that a prompt file names, in the order of their first place.
 

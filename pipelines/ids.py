@@ -8,10 +8,10 @@ from typing import Any
 
 from cluster import storage
 from cluster.artifacts import Artifact, digest_of
-from pipelines import lm_tasks, models, prepare
-from pipelines.recipe import Recipe, Student, objective_of
+from pipelines import few_shot, lm_tasks, models, prepare
+from pipelines.recipe import Recipe, Student
 
-FORMATS = {"prepare": 2, "prune": 1, "generate": 2, "train": 2, "evaluate": 1}
+FORMATS = {"prepare": 4, "prune": 1, "generate": 3, "train": 4, "evaluate": 1}
 WEIGHTS = (".safetensors", ".bin", ".json", ".model", ".jinja")
 
 
@@ -21,7 +21,6 @@ class Shaped:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.teacher = digest_of(models.resolve(recipe.teacher.model), WEIGHTS)
-        self.needs_teacher = any(objective_of(s.name) == "sdd" for s in recipe.student)
 
     def prepare(self) -> dict[str, Any]:
         """Data sets, their files' content, whether students need references, and the seed where rows are generated."""
@@ -39,6 +38,7 @@ class Shaped:
             "seed": self.recipe.seed if "tiny-tasks" in named else None,
             "overlap_words": self.recipe.evaluate.overlap_words,
             "trained": prepare.learned_from(self.recipe),
+            "labelled": prepare.labelled(self.recipe),
         }
         return _record("prepare", FORMATS["prepare"], shaping, [], found)
 
@@ -47,17 +47,20 @@ class Shaped:
         part = self.recipe.prune.model_dump(exclude={"baselines", "method"}) | {"method": method}
         return _record("prune", FORMATS["prune"], part, [data], {"teacher": self.teacher})
 
-    def generate(self, data: Artifact) -> dict[str, Any]:
-        """Sampling settings and seed; the teacher's weights."""
-        part = self.recipe.generate.model_dump(exclude={"engines", "max_num_seqs"}) | self._engine()
-        part["seed"] = self.recipe.seed
+    def generate(self, mode: str, data: Artifact) -> dict[str, Any]:
+        """Mode, prompt, sampling settings and seed; the teacher's weights."""
+        settings = self.recipe.generate
+        part = settings.model_dump(exclude={"engines", "max_num_seqs", "rationale_prompt"}) | self._engine()
+        part |= {"seed": self.recipe.seed, "mode": mode}
+        if mode == "rationale" and settings.rationale_prompt:
+            part["prompt"] = few_shot.named(settings.rationale_prompt)
         return _record("generate", FORMATS["generate"], part, [data], {"teacher": self.teacher})
 
-    def train(self, student: Student, cut: Artifact, rows: Artifact) -> dict[str, Any]:
-        """The student's settings; the pruned checkpoint and the rows it learns from."""
-        part = student.model_dump(exclude={"checkpoint_steps", "micro_tokens", "activation_checkpointing"})
+    def train(self, student: Student, cut: Artifact, rows: list[Artifact]) -> dict[str, Any]:
+        """The student's settings; the pruned checkpoint and the artifacts that the rows it learns from are made of."""
+        part = student.model_dump(exclude={"checkpoint_steps", "micro_tokens", "activation_checkpointing", "compile"})
         part["seed"] = self.recipe.seed if student.seed is None else student.seed
-        return _record("train", FORMATS["train"], part, [cut, rows], {})
+        return _record("train", FORMATS["train"], part, [cut, *rows], {})
 
     def evaluate(self, made: Artifact | None, data: Artifact) -> dict[str, Any]:
         """Suites and answer length; the model and the test rows."""

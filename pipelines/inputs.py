@@ -9,8 +9,12 @@ import pyarrow.parquet as pq
 
 from cluster import storage
 from cluster.artifacts import Artifact
-from pipelines import prompts, shards
-from pipelines.recipe import Recipe
+from pipelines import objectives, parts, prompts
+from pipelines.recipe import Recipe, Student
+
+ROWS = pa.schema([(name, pa.string()) for name in ("id", "task", "prompt", "history", "target")] + [
+    ("weight", pa.float64())
+])  # fmt: skip
 
 
 def cuts(recipe: Recipe, pruned: dict[str, Artifact]) -> dict[str, Artifact]:
@@ -21,8 +25,7 @@ def cuts(recipe: Recipe, pruned: dict[str, Artifact]) -> dict[str, Artifact]:
 
 def records(data: Artifact, split: str) -> list[dict[str, Any]]:
     """The records of one split."""
-    rows = pq.read_table(io.BytesIO(storage.read(data.at("records.parquet")))).to_pylist()
-    return [row for row in rows if row["split"] == split]
+    return pq.read_table(io.BytesIO(storage.read(data.at(f"{split}.parquet")))).to_pylist()
 
 
 def calibration(recipe: Recipe, data: Artifact) -> list[list[prompts.Message]]:
@@ -33,22 +36,24 @@ def calibration(recipe: Recipe, data: Artifact) -> list[list[prompts.Message]]:
     return [prompts.of(row) for row in chosen]
 
 
-def targets(objective: str, data: Artifact, written: Artifact, out: Path) -> str:
-    """Write the student's training rows (id, prompt, history, target) and return the file's path: the original
-    references for sft, the teacher's rewrites (or, fallen back, references) for sdd."""
-    rows = records(data, "train")
-    if objective == "sdd":
-        said = {row["id"]: row["target"] for row in shards.rewrites(written.url)}
-    else:
-        said = {row["id"]: row["reference"] for row in rows}
-    asked = [
-        {
-            "id": row["id"],
-            "prompt": prompts.question(row["context"], row["input"]),
-            "history": row["history"],
-            "target": said[row["id"]],
-        }
-        for row in rows
-    ]
-    pq.write_table(pa.Table.from_pylist(asked), out / "data.parquet")
-    return str(out / "data.parquet")
+def learned(recipe: Recipe, data: Artifact) -> dict[str, int]:
+    """URL → size of the files of rows that the teacher writes about."""
+    held = any(dataset.validation_rows for dataset in recipe.dataset)
+    files = [storage.find(data.at(f"{split}.parquet")) for split in ("train", *["validation"] * held)]
+    return {url: size for found in files for url, size in found.items()}
+
+
+def targets(student: Student, data: Artifact, written: Artifact | None, out: Path) -> tuple[str, str | None]:
+    """Write the student's rows (objectives.rows) and return the files' paths: those it learns from and, where some
+    were held out, those its best checkpoint is chosen by, with gold labels. `written`: what the teacher wrote."""
+    said = {row["id"]: row for row in parts.rows(written.url)} if written else {}
+    gold = student.model_copy(update={"labels": "gold"})
+
+    def written_down(split: str, learner: Student) -> int:
+        rows = [row for one in records(data, split) for row in objectives.rows(learner, one, said.get(one["id"]))]
+        pq.write_table(pa.Table.from_pylist(rows, ROWS), out / f"{split}.parquet")
+        return len(rows)
+
+    written_down("train", student)
+    held = written_down("validation", gold)
+    return str(out / "train.parquet"), str(out / "validation.parquet") if held else None

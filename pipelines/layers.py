@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.cuts import Importance
-from pipelines.training.batches import bucketed
+from pipelines.training.packing import bucketed
 
 
 def blocks(model: Any) -> nn.ModuleList:

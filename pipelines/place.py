@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from cluster import lock, storage
+from cluster import lease, lock, storage
 from pipelines.recipe import Recipe
 from pipelines.recipe_file import BadInput
 from pipelines.screen import say
@@ -32,7 +32,7 @@ def remember(recipe: Recipe) -> None:
 
 @contextlib.contextmanager
 def claimed(home: str) -> Iterator[None]:
-    """Hold the lock of the run directory `home` for the length of the block. There is none on S3.
+    """Hold the lock, on S3 the lease, of the run directory `home` for the length of the block.
 
     Raises BadInput where another process works there or it cannot be written, and OSError
     where the block fails for want of space, whatever the library that met it raised."""
@@ -59,15 +59,16 @@ def full(error: BaseException | None) -> bool:
 
 
 def _enter(stack: contextlib.ExitStack, home: str) -> None:
-    if not storage.is_local(home):
-        say(f"{home} has no lock: a second run there at the same time loses nothing, but does the same work twice")
-        return
     try:
-        if not stack.enter_context(lock.held(Path(home))):
+        if not storage.is_local(home):
+            stack.enter_context(lease.held(home))
+        elif not stack.enter_context(lock.held(Path(home))):
             say(f"the file system of {home} has no locks: start no second run there while this one works")
     except lock.Busy as error:
         raise BadInput(f"{error}; wait for it, stop it, or give another directory (run_dir=DIR)") from None
     except OSError as error:
+        if not storage.is_local(home):
+            raise (BadInput(str(error)) if isinstance(error, PermissionError) else error) from None
         if full(error):
             raise OSError(_full(home)) from error
         raise BadInput(

@@ -9,24 +9,25 @@ from typing import Any
 import pyarrow.parquet as pq
 from rich.markup import escape
 
-from pipelines.recipe import Dataset, Recipe, objective_of
+from pipelines.recipe import Dataset, Recipe
 from pipelines.rows import contamination, records, splits
 from pipelines.rows.records import BadRow, Record
 from pipelines.screen import say
 from pipelines.tiny import families, styles
 
+SPLITS = ("train", "validation", "test")
 GSM8K = Path(__file__).parent / "recipes" / "gsm8k"
 
 
 def prepare(recipe: Recipe, out: Path) -> dict[str, Any]:
-    """Write `records.parquet`, `bad_rows.jsonl` and `contamination.json`; returns the counts.
+    """Write a Parquet file for each of SPLITS, `bad_rows.jsonl` and `contamination.json`; returns the counts.
 
     Raises ValueError where a data set is empty, a file is missing, more rows are bad than allowed, or a test
     question is a train question too."""
     found: list[Record] = []
     bad: list[BadRow] = []
     for dataset in recipe.dataset:
-        good, refused = read(dataset, recipe.seed, learned_from(recipe))
+        good, refused = read(dataset, recipe.seed, learned_from(recipe), labelled(recipe))
         if len(refused) > dataset.max_bad_rows:
             raise ValueError(
                 f"data set {dataset.name!r}: {len(refused)} bad rows, {dataset.max_bad_rows} allowed (max_bad_rows); "
@@ -37,14 +38,15 @@ def prepare(recipe: Recipe, out: Path) -> dict[str, Any]:
         if refused:
             first = f"{refused[0].file} line {refused[0].line}: {refused[0].reason}"
             say(escape(f"prepare: bad rows of {dataset.name} set aside: {len(refused)}; the first is {first}"))
-        found += good
+        found += _validated(dataset, good)
         bad += refused
     splits.apart(found)
     shared = contamination.check([vars(record) for record in found], recipe.evaluate.overlap_words)
     for warning in contamination.warnings(shared):
         say(f"[yellow]warning[/yellow]: {escape(warning)}")
     (out / "contamination.json").write_text(json.dumps(shared, indent=1, ensure_ascii=False), encoding="utf8")
-    pq.write_table(records.table(found), out / "records.parquet")
+    for split in SPLITS:
+        pq.write_table(records.table([record for record in found if record.split == split]), out / f"{split}.parquet")
     (out / "bad_rows.jsonl").write_text("".join(json.dumps(asdict(row)) + "\n" for row in bad))
     counts = Counter((record.task, record.split) for record in found)
     return {
@@ -55,9 +57,28 @@ def prepare(recipe: Recipe, out: Path) -> dict[str, Any]:
     }
 
 
+def _validated(dataset: Dataset, good: list[Record]) -> list[Record]:
+    """`good` with the data set's validation rows held out of the train rows."""
+    if not dataset.validation_rows:
+        return good
+    train = [record for record in good if record.split == "train"]
+    left, held = splits.held_out(train, dataset.validation_rows, "validation")
+    if not left:
+        raise ValueError(
+            f"data set {dataset.name!r}: validation_rows = {dataset.validation_rows} leaves none of {len(train)} rows "
+            "to train on"
+        )
+    return [*left, *held, *(record for record in good if record.split != "train")]
+
+
 def learned_from(recipe: Recipe) -> bool:
-    """Whether students are trained on the references (or on what is written after them)."""
-    return any(objective_of(student.name) != "none" for student in recipe.student)
+    """Whether students are trained on the references, on their answers, or on what is written after them."""
+    return any(student.labels == "gold" for student in recipe.trained)
+
+
+def labelled(recipe: Recipe) -> bool:
+    """Whether train rows need a right answer: not where every student takes the teacher's labels."""
+    return learned_from(recipe) or not recipe.trained
 
 
 def sources(recipe: Recipe) -> dict[str, str]:
@@ -65,11 +86,12 @@ def sources(recipe: Recipe) -> dict[str, str]:
     return {f"{dataset.name}/{split}": url for dataset in recipe.dataset for split, url in urls(dataset)}
 
 
-def read(dataset: Dataset, seed: int, trained: bool = True) -> tuple[list[Record], list[BadRow]]:
-    """The records of one data set, and the rows that could not be read; `trained`: train rows need a reference.
+def read(dataset: Dataset, seed: int, trained: bool = True, labelled: bool = True) -> tuple[list[Record], list[BadRow]]:
+    """The records of one data set, and the rows that could not be read; `trained`: train rows need a reference,
+    `labelled`: they need a right answer.
 
     Raises ValueError for a missing file."""
-    return _tiny(dataset, seed) if dataset.source == "tiny-tasks" else _files(dataset, trained)
+    return _tiny(dataset, seed) if dataset.source == "tiny-tasks" else _files(dataset, trained, labelled)
 
 
 def _tiny(dataset: Dataset, seed: int) -> tuple[list[Record], list[BadRow]]:
@@ -110,7 +132,7 @@ def urls(dataset: Dataset) -> list[tuple[str, str]]:
     return [("train", dataset.source), *([("test", dataset.test_source)] if dataset.test_source else [])]
 
 
-def _files(dataset: Dataset, trained: bool) -> tuple[list[Record], list[BadRow]]:
+def _files(dataset: Dataset, trained: bool, labelled: bool) -> tuple[list[Record], list[BadRow]]:
     if dataset.source == "gsm8k-sample":
         dataset = dataset.model_copy(update={"format": "gsm8k"})
     good: list[Record] = []
@@ -119,7 +141,8 @@ def _files(dataset: Dataset, trained: bool) -> tuple[list[Record], list[BadRow]]
     hold_out = dataset.test_rows if [split for split, _ in files] == ["train"] else None
     for split, url in files:
         limit = dataset.rows if split == "train" else dataset.test_rows
-        rows, refused = records.read(dataset, url, split, None if hold_out else limit, trained and split == "train")
+        needed = (trained and split == "train", labelled or split == "test" or bool(hold_out))
+        rows, refused = records.read(dataset, url, split, None if hold_out else limit, *needed)
         if not rows and not refused:
             raise ValueError(f"data set {dataset.name!r}: {url} is empty; give a file with rows in it")
         if hold_out and rows:

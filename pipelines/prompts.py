@@ -18,6 +18,9 @@ REWRITE = (
 )
 EXPLAIN = "Explain how to answer the question, then give the answer.\n\nQuestion: {question}"
 
+# The tasks of distilling step-by-step, as the authors' code tells them apart (arXiv 2305.02301).
+PREDICT_TASK, EXPLAIN_TASK = "predict: ", "explain: "
+
 # Reasoning models (Qwen3) would else think aloud: targets, calibration and scores are of the plain answer.
 # Templates without such a switch ignore it.
 TEMPLATE = {"enable_thinking": False}
@@ -43,9 +46,9 @@ def explain(asked: str, before: Sequence[Message] = ()) -> list[Message]:
     return answer(EXPLAIN.format(question=asked), before)
 
 
-def of(row: Mapping[str, Any]) -> list[Message]:
-    """Messages that ask the question of a record's row: the turns before it, then context and input."""
-    return answer(question(row["context"], row["input"]), conversations.load(row["history"]))
+def of(row: Mapping[str, Any], prefix: str = "") -> list[Message]:
+    """Messages that ask the question of a record's row: the turns before it, then `prefix`, context and input."""
+    return answer(prefix + question(row["context"], row["input"]), conversations.load(row["history"]))
 
 
 def text(tokenizer: Any, messages: list[Message]) -> str:

@@ -23,7 +23,8 @@ CUT, KEPT = "#d1495b", "#30638e"
 
 
 def check(recipe: Recipe, teacher: Path) -> None:
-    """Raise ValueError where `prune.layers` does not fit the teacher, or it cannot be pruned at all.
+    """Raise ValueError where `prune.layers` or a student's `last_layers` do not fit the teacher, or it cannot be
+    pruned at all.
 
     Reads its config.json alone, so that a run can be refused before anything starts."""
     check_config(recipe, models.configuration(teacher), str(teacher / "config.json"))
@@ -37,6 +38,12 @@ def check_config(recipe: Recipe, config: dict[str, Any], where: str) -> None:
             "teacher.model is a quantized checkpoint; give the unquantized one, students are trained from it"
         )
     cuts.check_count(recipe.prune.layers, total)
+    for student in recipe.student:
+        if student.last_layers > total - recipe.prune.layers:
+            raise ValueError(
+                f"student {student.name}: last_layers = {student.last_layers}, but the pruned model has "
+                f"{total - recipe.prune.layers} blocks; give at most that many, or 0 to train the whole model"
+            )
 
 
 def depth(config: dict[str, Any], where: str) -> int:

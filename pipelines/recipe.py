@@ -4,8 +4,15 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-OBJECTIVES = ("none", "sft", "sdd")
+# Distilling step-by-step (dsbs, arXiv 2305.02301) comes with its baselines: the label alone, and both in one output.
+DISTILLED = ("dsbs", "label", "rationale_then_label", "label_then_rationale")
+OBJECTIVES = ("none", "sft", "sdd", *DISTILLED)
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+
+
+_ONLY = {  # fields that other objectives do not read
+    "labels": DISTILLED, "teacher_correct_only": DISTILLED, "alpha": ("dsbs",), "rationale_weight": ("dsbs",),
+}  # fmt: skip
 
 
 def _objective_first(name: str) -> str:
@@ -14,9 +21,17 @@ def _objective_first(name: str) -> str:
     return name
 
 
+def _importable(hook: str) -> str:
+    module, _, name = hook.partition(":")
+    if not all(word.isidentifier() for word in (*module.split("."), name)):
+        raise ValueError(f"a hook is module:function, for example my_metrics:log; got {hook!r}")
+    return hook
+
+
 def objective_of(name: str) -> str:
-    """The objective that a student's name starts with: `sdd-r8` → `sdd`."""
-    return next((o for o in OBJECTIVES if name == o or name.startswith((f"{o}-", f"{o}_", f"{o}."))), "")
+    """The objective that a student's name starts with: `sdd-r8` → `sdd`; the longest, where one begins another."""
+    found = [o for o in OBJECTIVES if name == o or name.startswith((f"{o}-", f"{o}_", f"{o}."))]
+    return max(found, key=len, default="")
 
 
 class Section(BaseModel):
@@ -43,6 +58,9 @@ class Dataset(Section):
     families: tuple[str, ...] = Field((), description="tiny-tasks: the families to train on; empty: test rows only")
     test_families: tuple[str, ...] = Field((), description="tiny-tasks: the families to test on; empty: all")
     style: Literal["prose", "notes"] = Field("prose", description="tiny-tasks: the voice of the reference answers")
+    validation_rows: int = Field(
+        0, ge=0, description="Train rows that are held out, to choose each student's best checkpoint by"
+    )
     rows: int | None = Field(
         None, ge=0, description="Train rows at most (tiny-tasks: exactly); 0: the source holds test rows only"
     )
@@ -56,6 +74,7 @@ class Dataset(Section):
     reference: str = Field("answer", description="Column of the reference answer")
     answer: str | None = Field(None, description="Column of the short right answer; None: taken out of the reference")
     context: str | None = Field(None, description="Column of a text the question is about")
+    weight: str | None = Field(None, description="Column of a train row's weight in the loss; None: all weigh alike")
     messages: str | None = Field(
         None,
         description="Column of a list of {role, content} in place of input; its last turn is the reference",
@@ -74,11 +93,20 @@ class Prune(Section):
         ("tail",), description="Other cuts of the same size, scored untrained"
     )
 
+    @property
+    def methods(self) -> list[str]:
+        """All ways to cut, the one that students start from first."""
+        return list(dict.fromkeys((self.method, *self.baselines)))
+
 
 class Generate(Section):
     temperature: float = Field(0.0, ge=0, description="0 is greedy")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling")
-    max_tokens: int = Field(256, ge=1, description="Longest rewrite in tokens")
+    max_tokens: int = Field(256, ge=1, description="Longest rewrite or rationale in tokens")
+    rationale_prompt: str | None = Field(
+        None,
+        description="Rationales: `arithmetic`, or a file with examples and a place for {input}; None: a plain request",
+    )
     engines: int = Field(
         1, ge=1, description="vLLM engines, each on tensor_parallel GPUs (or, without GPUs, one process)"
     )
@@ -88,22 +116,73 @@ class Generate(Section):
 
 class Student(Section):
     name: Annotated[Name, AfterValidator(_objective_first)] = Field(
-        description="Starts with the objective: none, sft, sdd"
+        description=f"Starts with the objective: {', '.join(OBJECTIVES)}"
+    )
+    labels: Literal["gold", "teacher"] = Field(
+        "gold", description="dsbs and its baselines: whose labels; teacher: as if the rows had none (task distillation)"
+    )
+    alpha: float = Field(0.5, ge=0, le=1, description="dsbs: alpha * label loss + (1 - alpha) * rationale loss")
+    rationale_weight: float | None = Field(
+        None, ge=0, description="dsbs: lambda of label loss + lambda * rationale loss, in place of alpha"
+    )
+    teacher_correct_only: bool = Field(
+        False, description="dsbs and its baselines: no rationale where the teacher's label is not the gold one"
     )
     epochs: float = Field(1.0, gt=0, description="Passes over the training rows")
     learning_rate: float = Field(1e-4, gt=0, description="Peak rate of AdamW")
     weight_decay: float = Field(0.0, ge=0, description="Of matrices; norms and biases have none")
     schedule: Literal["cosine", "flat-linear"] = Field("cosine", description="Shape of the rate after warm-up")
-    batch_tokens: int = Field(4096, ge=64, description="Padded tokens a step, over all workers")
+    batch_tokens: int = Field(4096, ge=64, description="Tokens a step, over all workers")
     micro_tokens: int = Field(
-        4096, ge=64, description="Padded tokens a forward pass of one worker; more is accumulated"
+        4096, ge=64, description="Tokens a forward pass of one worker (a pack of rows); more is accumulated"
     )
     lora_rank: int = Field(0, ge=0, description="0: full fine-tuning")
     lora_alpha: int = Field(16, ge=1, description="LoRA scale is alpha / rank")
-    max_length: int = Field(1024, ge=16, description="Rows longer than this (tokens) are set aside and counted")
+    lora_targets: tuple[str, ...] = Field(
+        (), description="LoRA: names of the linear maps that get adapters (q_proj, down_proj, …); empty: all of a block"
+    )
+    last_layers: int = Field(
+        0, ge=0, description="Train the last blocks and the final norm alone, embeddings and head frozen; 0: all"
+    )
+    max_length: int = Field(1024, ge=16, description="Longest row in tokens; what becomes of longer ones: long_rows")
+    long_rows: Literal["drop", "truncate"] = Field(
+        "drop", description="drop: set aside and counted; truncate: the target is cut off, where the prompt leaves room"
+    )
     activation_checkpointing: bool = Field(False, description="Recompute activations in the backward pass")
+    compile: bool = Field(False, description="torch.compile every block; without GPUs: no effect")
     checkpoint_steps: int = Field(100, ge=1, description="Steps between resumable checkpoints")
+    validation_steps: int = Field(
+        100, ge=1, description="Steps between two looks at the validation rows, where a data set holds some out"
+    )
     seed: int | None = Field(None, description="Order of rows and LoRA's start; None: the recipe's seed")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Student":
+        objective = objective_of(self.name)
+        for name, objectives in _ONLY.items():
+            if getattr(self, name) != Student.model_fields[name].default and objective not in objectives:
+                raise ValueError(f"student {self.name!r}: {name} is for {', '.join(objectives)}; leave it out")
+        if self.rationale_weight is not None and self.alpha != Student.model_fields["alpha"].default:
+            raise ValueError(f"student {self.name!r}: alpha and rationale_weight say the same twice; leave one out")
+        if self.teacher_correct_only and self.labels == "teacher":
+            raise ValueError(
+                f'student {self.name!r}: teacher_correct_only compares with gold labels, which labels = "teacher" '
+                "does without; leave one of them out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "Student":
+        if self.last_layers and self.lora_rank:
+            raise ValueError(
+                f"{self.name} asks for last_layers = {self.last_layers} and lora_rank = {self.lora_rank}; "
+                "set one of them to 0: a student trains its last blocks, or adapters in every block"
+            )
+        if self.lora_targets and not self.lora_rank:
+            raise ValueError(
+                f"{self.name} asks for lora_targets without LoRA; set lora_rank above 0, or leave lora_targets out"
+            )
+        return self
 
 
 class Serve(Section):
@@ -129,10 +208,26 @@ class Evaluate(Section):
 class Cluster(Section):
     address: str = Field("local", description="`local`: a private cluster; else the address of a running one")
     workers: int = Field(2, ge=1, description="Training workers (FSDP2 ranks)")
+    replicas: int = Field(
+        1, ge=1, description="Whole copies of a student: each divided over workers / replicas (nodes, say); 1: one copy"
+    )
     cpus: int | None = Field(None, ge=1, description="Logical CPUs of a private cluster; None: enough for the stages")
+    metrics_hook: Annotated[str, AfterValidator(_importable)] | None = Field(
+        None, description="module:function that gets every training step's figures (docs/training.md)"
+    )
     gpu: Literal["A100-40GB", "A100-80GB", "L40S-48GB", "H100-80GB", "H200-141GB"] | None = Field(
         None, description="The cluster's GPU, for --plan alone; None: memory without a limit, no hours"
     )
+
+    @model_validator(mode="after")
+    def _whole_replicas(self) -> "Cluster":
+        if self.workers % self.replicas:
+            fit = ", ".join(str(n) for n in range(1, self.workers + 1) if self.workers % n == 0)
+            raise ValueError(
+                f"{self.workers} workers cannot hold {self.replicas} copies of a student in equal parts; "
+                f"set cluster.replicas to one of {fit}"
+            )
+        return self
 
 
 class Recipe(Section):
@@ -149,6 +244,11 @@ class Recipe(Section):
     serve: Serve = Field(Serve(), description="Endpoints")
     evaluate: Evaluate = Field(Evaluate(), description="How models are scored")
     cluster: Cluster = Field(Cluster(), description="Where work runs")
+
+    @property
+    def trained(self) -> list[Student]:
+        """The students that are trained: all but the cut as it is."""
+        return [student for student in self.student if objective_of(student.name) != "none"]
 
     @model_validator(mode="after")
     def _unique_names(self) -> "Recipe":

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from pipelines import few_shot
 from pipelines.recipe import Recipe
 
 PACKAGED = Path(__file__).parent / "recipes"
@@ -92,7 +93,8 @@ def _say(problem: Any) -> str:
         about = section.model_fields[str(path[-1])].description if section else ""
         return f"{field!r} is missing ({about})"
     message = problem["msg"].removeprefix("Value error, ")
-    given = "" if problem["type"] == "value_error" and len(path) < 2 else f", got {str(problem['input'])[:60]!r}"
+    whole = problem["type"] == "value_error" and isinstance(problem["input"], dict)  # fields that do not go together
+    given = "" if whole else f", got {str(problem['input'])[:60]!r}"
     return f"{field}: {message[0].lower()}{message[1:]}{given}"
 
 
@@ -146,6 +148,9 @@ def _anchor(content: dict[str, Any], folder: Path) -> None:
             for key in {"source", "test_source"} & dataset.keys():
                 named = dataset[key] in ("tiny-tasks", "gsm8k-sample")
                 dataset[key] = dataset[key] if named else anchored(dataset[key], always=True)
+    written = content.get("generate")
+    if isinstance(written, dict) and written.get("rationale_prompt") not in (None, *few_shot.PACKAGED):
+        written["rationale_prompt"] = anchored(written["rationale_prompt"], always=True)
     tasks = content.get("evaluate", {}).get("lm_eval", []) if isinstance(content.get("evaluate"), dict) else []
     if isinstance(tasks, list) and tasks:
         # a number of examples may follow the name: tasks/mine.yaml:5

@@ -11,8 +11,9 @@ from typing import Any
 
 from cluster.artifacts import Artifact
 from cluster.session import session
-from pipelines import ids, inputs, models, place, prepare, report
-from pipelines.recipe import Recipe, Student, objective_of
+from pipelines import ids, inputs, models, objectives, place, prepare, report
+from pipelines.generation import finishing, job
+from pipelines.recipe import Recipe
 from pipelines.recipe_file import BadInput
 from pipelines.screen import say
 from pipelines.steps import Done, Step, perform, step
@@ -75,6 +76,10 @@ def check(recipe: Recipe) -> None:
     try:
         teacher = models.resolve(recipe.teacher.model)
         prune.check(recipe, teacher)
+        if any(student.lora_targets for student in recipe.student):  # importing torch takes seconds
+            from pipelines import train
+
+            train.check(recipe, teacher)
         engine.check_split(models.configuration(teacher), recipe.teacher.tensor_parallel)
     except ValueError as error:
         raise BadInput(str(error)) from error
@@ -100,29 +105,33 @@ def steps(recipe: Recipe) -> list[Step]:
             with out.writing() as folder:
                 yield method, prune.prune(recipe, method, teacher, importance, folder)
 
-    methods = dict.fromkeys((recipe.prune.method, *recipe.prune.baselines))
-    prune_step = step(home, "prune", {m: shaped.prune(m, data) for m in methods}, pruned)
+    prune_step = step(home, "prune", {m: shaped.prune(m, data) for m in recipe.prune.methods}, pruned)
     cut = prune_step.outs[recipe.prune.method]
 
     def generated(outs: dict[str, Artifact]) -> Made:
         from pipelines import generate
 
-        yield "", generate.generate(recipe, teacher, inputs.records(data, "train"), outs[""].url)
+        for what, out in outs.items():
+            asked = job.of_recipe(recipe, out.url, what or "self_distill")
+            yield what, finishing.figures(generate.generate(asked, inputs.learned(recipe, data), teacher))
 
-    generate_step = step(home, "generate", {"": shaped.generate(data)}, generated, ray=True)
-    written = generate_step.outs[""]
+    students = {s.name: s for s in recipe.trained}
+    # Rewrites are the artifact `generate`, rationales `generate-rationale`.
+    read = {s.name: mode.replace("self_distill", "") for s in students.values() if (mode := objectives.writes(s))}
+    asked = {what: shaped.generate(what or "self_distill", data) for what in read.values()}
+    generate_step = step(home, "generate", asked, generated, ray=True)
+    written = {name: generate_step.outs[what] for name, what in read.items()}
 
     def trained(outs: dict[str, Artifact]) -> Made:
         from pipelines import train
 
         for name, out in outs.items():
-            student = next(s for s in students if s.name == name)
             with out.writing() as folder:
-                rows = inputs.targets(objective_of(name), data, written, folder)
-                yield name, train.train(recipe, student, cut.local() / "model", rows, folder)
+                rows, held = inputs.targets(students[name], data, written.get(name), folder)
+                yield name, train.train(recipe, students[name], cut.local() / "model", rows, folder, held)
 
-    students: list[Student] = [s for s in recipe.student if objective_of(s.name) != "none"]
-    shapes = {s.name: shaped.train(s, cut, written if objective_of(s.name) == "sdd" else data) for s in students}
+    # What the teacher wrote names the data in its own id; a baseline takes its labels from the data.
+    shapes = {name: shaped.train(s, cut, [written.get(name, data)]) for name, s in students.items()}
     train_step = step(home, "train", shapes, trained, ray=True)
 
     scored: dict[str, Artifact | None] = {"teacher": None, **inputs.cuts(recipe, prune_step.outs), **train_step.outs}
@@ -133,9 +142,9 @@ def steps(recipe: Recipe) -> list[Step]:
         paths = {name: _checkpoint(scored[name], teacher) for name in outs}
         yield from evaluate.evaluate(recipe, paths, inputs.records(data, "test"), outs)
 
-    asked = {name: shaped.evaluate(made, data) for name, made in scored.items()}
-    evaluate_step = step(home, "evaluate", asked, evaluated, ray=True)
-    return [data_step, prune_step, *([generate_step] if shaped.needs_teacher else []), train_step, evaluate_step]
+    tested = {name: shaped.evaluate(made, data) for name, made in scored.items()}
+    evaluate_step = step(home, "evaluate", tested, evaluated, ray=True)
+    return [data_step, prune_step, *([generate_step] if read else []), train_step, evaluate_step]
 
 
 def _checkpoint(made: Artifact | None, teacher: Path) -> Path:

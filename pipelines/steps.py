@@ -8,7 +8,7 @@ from typing import Any
 from cluster.artifacts import Artifact, artifact
 from pipelines.screen import say
 
-QUARANTINE = "quarantine.jsonl"
+QUARANTINE = "quarantine"  # the folder of an artifact that holds rows without an answer
 Work = Callable[[dict[str, Artifact]], Iterator[tuple[str, dict[str, Any]]]]
 
 

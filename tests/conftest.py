@@ -1,5 +1,7 @@
 """Shared by all tests: one Ray cluster for the whole session, and a `regrow` to call."""
 
+import contextlib
+import logging
 import os
 import subprocess
 import sys
@@ -8,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.faulty_s3 import FaultyBucket, served
+
 ROOT = Path(__file__).parents[1]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+logging.getLogger("werkzeug").setLevel(logging.WARNING)  # moto's every request would bury why a test failed
 
 
 @pytest.fixture(scope="session")
@@ -35,28 +40,60 @@ def regrow(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
     """An S3 bucket on a server of this test's own."""
+    with moto() as endpoint, s3_at(endpoint):
+        yield "s3://regrow"
+
+
+@pytest.fixture
+def faulty_bucket() -> Iterator[FaultyBucket]:
+    """The like, behind a proxy that fails when told to: knobs and counts in tests/faulty_s3.py. The faults
+    meet every process that inherits this one's environment."""
+    with moto() as endpoint:
+        proxy, faults = served(endpoint)
+        with s3_at(faults.endpoint):
+            yield faults
+        proxy.stop()
+
+
+@contextlib.contextmanager
+def moto() -> Iterator[str]:
+    """The endpoint of an S3 server with an empty bucket `regrow`."""
     import boto3
-    import s3fs
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    boto3.client(
+        "s3", endpoint_url=endpoint, aws_access_key_id="test", aws_secret_access_key="test", region_name="us-east-1"
+    ).create_bucket(Bucket="regrow")
+    yield endpoint
+    server.stop()
+
+
+@contextlib.contextmanager
+def s3_at(endpoint: str) -> Iterator[None]:
+    """Every S3 client, also of processes started meanwhile, goes to `endpoint`."""
+    import s3fs
+
+    from cluster.s3 import PatientS3
+
     given = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1",
     }
     before = {name: os.environ.get(name) for name in given}
     os.environ.update(given)
-    s3fs.S3FileSystem.clear_instance_cache()
-    boto3.client("s3").create_bucket(Bucket="regrow")
-    yield "s3://regrow"
-    server.stop()
+    for kind in (s3fs.S3FileSystem, PatientS3):
+        kind.clear_instance_cache()
+    yield
     for name, value in before.items():
         os.environ.pop(name) if value is None else os.environ.update({name: value})
-    s3fs.S3FileSystem.clear_instance_cache()
+    for kind in (s3fs.S3FileSystem, PatientS3):
+        kind.clear_instance_cache()
 
 
 # The checkout and its environment, seen under /mnt: a script may mount over the directory that they are in.
@@ -82,8 +119,16 @@ def small_disk(tmp_path: Path) -> Callable[[str], subprocess.CompletedProcess[st
         disk = 'disk() { mkdir -p "$2" && mount -t tmpfs -o "size=$1" tmpfs "$2" || exit 99; }\n'
         return subprocess.run(
             [*able[0], "sh", "-c", ELSEWHERE + disk + script, str(ROOT), sys.prefix],
-            capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False,
+            capture_output=True, text=True, cwd=tmp_path, timeout=600, check=False,
             env={**os.environ, "PYTHONPATH": "/mnt/code"},
         )  # fmt: skip
 
     return call
+
+
+@pytest.fixture(params=["local", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A directory, or a prefix behind the proxy, where create-only is atomic as it is on S3 (moto's is not)."""
+    return (
+        str(tmp_path) if request.param == "local" else f"{request.getfixturevalue('faulty_bucket').url}/{tmp_path.name}"
+    )

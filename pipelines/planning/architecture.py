@@ -4,10 +4,12 @@ Four families are known, which differ in biases and norms alone: Llama and Mistr
 `LlamaForCausalLM`, `MistralForCausalLM`), Qwen2 (biases on q, k, v) and Qwen3 (norms on q and k).
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -41,7 +43,7 @@ class Architecture:
         return self.kv_heads * self.head_dim
 
     def linears(self) -> list[tuple[int, int, bool]]:
-        """(in, out, bias) of the seven linear maps of one block: q, k, v, o, gate, up, down."""
+        """(in, out, bias) of the seven linear maps of one block, in the order of LINEARS."""
         h, f = self.hidden, self.intermediate
         attention = [(h, out, self.qkv_bias) for out in (self.queries, self.keys, self.keys)]
         attention.append((self.queries, h, self.output_bias))
@@ -68,10 +70,11 @@ class Architecture:
         This is N of the "2·N FLOPs a token" rule (Kaplan et al., arXiv 2001.08361, section 2.1)."""
         return self.parameters(layers) - (0 if self.tied else self.vocab * self.hidden)
 
-    def lora(self, rank: int, layers: int) -> int:
-        """Parameters of LoRA adapters of that rank on every linear map of `layers` blocks:
+    def lora(self, rank: int, layers: int, targets: Collection[str] = ()) -> int:
+        """Parameters of LoRA adapters of that rank on the linear maps `targets` (none named: all) of `layers` blocks:
         rank · (in + out) each (Hu et al., arXiv 2106.09685, section 4.1)."""
-        return layers * sum(rank * (a + b) for a, b, _ in self.linears())
+        named = zip(LINEARS, self.linears(), strict=True)
+        return layers * sum(rank * (a + b) for name, (a, b, _) in named if not targets or name in targets)
 
     def kv_bytes(self, layers: int, width: int, tensor_parallel: int = 1) -> int:
         """Bytes of KV cache a token takes on each of `tensor_parallel` GPUs, `width` bytes a number.

@@ -32,6 +32,7 @@ class Assumptions(BaseModel):
     chat_tokens: float = Field(15, ge=0, description="tokens that a chat template puts around a question")
     rewrite_template_tokens: float = Field(40, ge=0, description="tokens of the instruction to rewrite a reference")
     rewrite_ratio: float = Field(1.2, gt=0, description="length of the teacher's rewrite over its reference's")
+    label_tokens: float = Field(4, gt=0, description="tokens of a short answer (dsbs and its baselines)")
     lm_eval_items: int = Field(1_000, ge=1, description="items of an lm-eval task that the plan does not know")
     lm_eval_requests: int = Field(4, ge=1, description="requests an item of such a task")
     lm_eval_example_tokens: float = Field(100, gt=0, description="tokens of one item, and of each of its examples")

@@ -1,16 +1,19 @@
 """A recipe's memory and hours: which engine, which worker, which tokens go into the formulas of `memory` and `work`."""
 
 from dataclasses import replace
+from typing import Any
 
+from cluster.gpus import Gpu
 from pipelines import lm_tasks
 from pipelines.planning import memory, work
 from pipelines.planning.amounts import Amount
 from pipelines.planning.architecture import BYTES
-from pipelines.planning.gpus import Gpu
 from pipelines.planning.known import Known
 from pipelines.planning.memory import Memory
 from pipelines.planning.work import Engine, Work
-from pipelines.recipe import objective_of
+from pipelines.recipe import Student, objective_of
+
+WRITTEN = {"self_distill": "rewrites", "rationale": "rationales"}
 
 
 def memories(k: Known) -> list[Memory]:
@@ -18,15 +21,16 @@ def memories(k: Known) -> list[Memory]:
     gpu = k.gpu.memory if k.gpu else None
     stored = BYTES["bfloat16" if k.gpu else "float32"]
     found = [replace(memory.measuring(k.teacher, stored, k.gpus, k.assumed, gpu), what="prune: measuring")]
-    if k.rewrites:
+    if k.writes:
         found.append(_engine(k, "generate: teacher", k.teacher.layers, k.recipe.generate.max_num_seqs))
-    alike: dict[tuple[int, bool, int], list[str]] = {}
+    over, alike = (k.recipe.cluster.workers, k.recipe.cluster.replicas), dict[tuple[Any, ...], list[Student]]()
     for s in k.students:
         tokens = max(s.micro_tokens, s.max_length)  # a longer row is a batch of its own
-        alike.setdefault((s.lora_rank, s.activation_checkpointing, tokens), []).append(s.name)
-    for how, names in alike.items():
-        one = memory.training(k.teacher, k.kept, *how, k.recipe.cluster.workers, k.assumed, gpu)
-        found.append(replace(one, what=f"train: {', '.join(names)}"))
+        how = (s.lora_rank, s.lora_targets, s.last_layers, s.activation_checkpointing, tokens)
+        alike.setdefault(how, []).append(s)
+    for (*_, tokens), students in alike.items():
+        one = memory.training(k.teacher, k.kept, students[0], tokens, *over, k.assumed, gpu)
+        found.append(replace(one, what=f"train: {', '.join(s.name for s in students)}"))
     found.append(_engine(k, "evaluate: teacher", k.teacher.layers, k.recipe.serve.max_num_seqs))
     found.append(_engine(k, "evaluate: pruned models", k.kept, k.recipe.serve.max_num_seqs))
     return found
@@ -42,19 +46,35 @@ def _engine(k: Known, what: str, layers: int, seats: int) -> Memory:
 def host(k: Known) -> float:
     """Bytes of main memory of the node that runs every worker, and of the one that prunes."""
     stored, workers = BYTES[k.teacher.dtype], k.recipe.cluster.workers
-    trained = [memory.host(k.teacher, k.kept, s.lora_rank, stored, workers) for s in k.students]
+    trained = [memory.host(k.teacher, k.kept, s, stored, workers) for s in k.students]
     return max([float(k.teacher.parameters() * stored), *trained])
 
 
 def workloads(k: Known) -> list[Work]:
     """Every piece of work that holds a GPU, in the order of the stages."""
-    written = [_generating(k)] if k.rewrites else []
+    written = [_generating(k, mode) for mode in k.writes]
     return [_pruning(k), *written, *_training(k), *_evaluating(k)]
 
 
 def rewrite(k: Known, a: Amount) -> float:
-    """Mean tokens of the teacher's rewrite in that data set."""
+    """Mean tokens of the teacher's rewrite, or of its rationale, in that data set."""
     return min(a.reference * k.assumed.rewrite_ratio, k.recipe.generate.max_tokens)
+
+
+def learned(k: Known, s: Student, a: Amount) -> float:
+    """Mean tokens that a student reads and learns of one train row of that data set."""
+    asked, label = a.question + k.assumed.chat_tokens, k.assumed.label_tokens
+    match objective_of(s.name):
+        case "sft":
+            return asked + a.reference
+        case "label":
+            return asked + label
+        case "dsbs":  # the question is there twice
+            return 2 * asked + label + rewrite(k, a)
+        case "sdd":
+            return asked + rewrite(k, a)
+        case _:
+            return asked + label + rewrite(k, a)
 
 
 def _pruning(k: Known) -> Work:
@@ -66,34 +86,35 @@ def _pruning(k: Known) -> Work:
     if k.gpu:
         one = replace(_served(k, k.gpu, k.teacher.layers, 1), tensor_parallel=1)
         stored = BYTES[k.teacher.dtype]
-        moved = (1 + len(k.cuts)) * k.teacher.parameters() + len(k.cuts) * k.teacher.parameters(k.kept)
+        moved = (1 + len(k.recipe.prune.methods)) * k.teacher.parameters() + len(
+            k.recipe.prune.methods
+        ) * k.teacher.parameters(k.kept)
         seconds = one.read(read, k.assumed.prefill_mfu) + moved * stored / (k.assumed.disk_gb_per_second * 1e9)
-    return Work("prune", f"measure, {len(k.cuts)} cut(s)", {"read": read}, gpus, seconds)
+    return Work("prune", f"measure, {len(k.recipe.prune.methods)} cut(s)", {"read": read}, gpus, seconds)
 
 
-def _generating(k: Known) -> Work:
+def _generating(k: Known, mode: str) -> Work:
     settings = k.recipe.generate
     rows = sum(a.train for a in k.rows)
     around = k.assumed.chat_tokens + k.assumed.rewrite_template_tokens
-    read = sum(a.train * (a.question + a.reference + around) for a in k.rows)
+    shown = mode == "self_distill"  # the reference
+    read = sum(a.train * (a.question + shown * a.reference + around) for a in k.rows)
     written = sum(a.train * rewrite(k, a) for a in k.rows)
     seconds = None
     if k.gpu and rows:
         engine = _served(k, k.gpu, k.teacher.layers, settings.max_num_seqs)
         seconds = engine.answer(rows / settings.engines, read / rows, written / rows) + k.assumed.start_minutes * 60
     gpus = settings.engines * k.recipe.teacher.tensor_parallel
-    return Work("generate", f"{rows:,} rows", {"read": read, "written": written}, gpus, seconds)
+    return Work("generate", f"{rows:,} {WRITTEN[mode]}", {"read": read, "written": written}, gpus, seconds)
 
 
 def _training(k: Known) -> list[Work]:
     made = []
-    asked = sum(a.train * (a.question + k.assumed.chat_tokens) for a in k.rows)
     for s in k.students:
-        told = sum(a.train * (rewrite(k, a) if objective_of(s.name) == "sdd" else a.reference) for a in k.rows)
-        tokens, seconds = s.epochs * (asked + told), None
+        tokens, seconds = s.epochs * sum(a.train * learned(k, s, a) for a in k.rows), None
         if k.gpu:
-            how = (s.lora_rank > 0, s.activation_checkpointing, tokens, k.recipe.cluster.workers)
-            seconds = work.training_seconds(k.teacher, k.kept, *how, k.gpu, k.assumed) + k.assumed.start_minutes * 60
+            seconds = k.assumed.start_minutes * 60
+            seconds += work.training_seconds(k.teacher, k.kept, s, tokens, k.recipe.cluster.workers, k.gpu, k.assumed)
         steps = -(-tokens // s.batch_tokens)
         made.append(
             Work("train", f"{s.name}, {steps:,.0f} steps", {"trained": tokens}, k.recipe.cluster.workers, seconds)
@@ -122,7 +143,4 @@ def _evaluating(k: Known) -> list[Work]:
 
 
 def _served(k: Known, gpu: Gpu, layers: int, seats: int) -> Engine:
-    split = k.recipe.teacher.tensor_parallel
-    weights = k.teacher.parameters(layers) * k.width / split
-    room = gpu.memory * k.assumed.gpu_memory_utilization - weights - k.assumed.engine_overhead_gb * 1e9
-    return Engine(k.teacher, layers, k.width, gpu, split, seats, max(0.0, room), k.assumed)
+    return work.engine(k.teacher, layers, k.width, gpu, k.recipe.teacher.tensor_parallel, seats, k.assumed)

@@ -2,12 +2,13 @@
 
 from typing import NamedTuple
 
-from pipelines import models, prune
-from pipelines.planning import amounts, architecture, gpus
+from cluster import gpus
+from pipelines import models, objectives, prune
+from pipelines.planning import amounts, architecture
 from pipelines.planning.amounts import Amount
 from pipelines.planning.architecture import BYTES, Architecture
 from pipelines.planning.assumptions import Assumptions
-from pipelines.recipe import Recipe, Student, objective_of
+from pipelines.recipe import Recipe, Student
 from pipelines.recipe_file import BadInput
 
 
@@ -35,29 +36,24 @@ class Known(NamedTuple):
     @property
     def students(self) -> list[Student]:
         """Those that are trained."""
-        return [s for s in self.recipe.student if objective_of(s.name) != "none"]
+        return self.recipe.trained
 
     @property
-    def rewrites(self) -> bool:
-        """Whether the teacher writes targets."""
-        return any(objective_of(s.name) == "sdd" for s in self.students)
-
-    @property
-    def cuts(self) -> list[str]:
-        """The ways to cut, the one that students start from first."""
-        return list(dict.fromkeys((self.recipe.prune.method, *self.recipe.prune.baselines)))
+    def writes(self) -> list[str]:
+        """What the teacher writes for them: `self_distill`, `rationale`."""
+        return list(dict.fromkeys(mode for s in self.students if (mode := objectives.writes(s))))
 
     @property
     def scored(self) -> dict[str, int]:
         """Name → blocks of every model that is evaluated, the teacher first."""
-        names = ["pruned", *self.cuts[1:], *(s.name for s in self.students)]
+        names = ["pruned", *self.recipe.prune.methods[1:], *(s.name for s in self.students)]
         return {"teacher": self.teacher.layers, **dict.fromkeys(names, self.kept)}
 
     @property
     def gpus(self) -> int:
         """GPUs that the cluster must have: as many as the stage that holds the most."""
         split = self.recipe.teacher.tensor_parallel
-        writing = self.recipe.generate.engines * split if self.rewrites else 1
+        writing = self.recipe.generate.engines * split if self.writes else 1
         return max(split, writing, self.recipe.cluster.workers if self.students else 1)
 
     @property
@@ -76,8 +72,18 @@ def know(recipe: Recipe, assumed: Assumptions) -> Known:
         prune.check_config(recipe, source.config, source.where)
         engine.check_split(source.config, recipe.teacher.tensor_parallel)
         teacher = architecture.read(source.config, source.where)
+        _check_targets(recipe)
         rows = amounts.amounts(recipe, assumed)
     except ValueError as error:
         raise BadInput(str(error)) from error
     gpu = gpus.GPUS[recipe.cluster.gpu] if recipe.cluster.gpu else None
     return Known(recipe, teacher, source, gpu, assumed, rows)
+
+
+def _check_targets(recipe: Recipe) -> None:
+    for student in recipe.student:
+        if odd := [name for name in student.lora_targets if name not in architecture.LINEARS]:
+            raise ValueError(
+                f"student {student.name}: lora_targets names {odd[0]!r}, which is no linear map in the blocks of this "
+                f"model; there are {', '.join(sorted(architecture.LINEARS))}"
+            )

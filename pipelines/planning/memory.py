@@ -7,14 +7,18 @@ queries and RMSNorm in fp32 keep other tensors. With every block recomputed it i
 and one block whole.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.planning.architecture import Architecture
+from pipelines.planning.architecture import LINEARS, Architecture
 from pipelines.planning.assumptions import Assumptions
+from pipelines.recipe import Student
 
 MASTER, MOMENTS, COMPUTE = 4, 8, 2  # bytes: fp32 parameter, its two AdamW moments, bf16
-LOSS = 14  # bytes a logit: bf16 logits, then fp32 log-softmax and two gradients (losses.next_token_loss)
+LOSS = 12  # bytes a logit: bf16 logits and gradient, fp32 log-softmax and gradient (losses.nats)
+LOGITS = 1 << 23  # losses.LOGITS: at a time
+FILE = 2 << 30  # saving.FILE: bytes of a checkpoint's file
 SMALL = 50_000_000  # parallel.SMALL: below, FSDP2 has one group
 
 
@@ -75,54 +79,72 @@ def measuring(a: Architecture, width: int, gpus: int, assumed: Assumptions, gpu:
     return Memory("", spread, parts, gpu, "the whole teacher, forward only", advice)
 
 
+def trained(a: Architecture, layers: int, s: Student) -> int:
+    """Parameters that the student trains of its `layers` blocks and what is outside."""
+    if s.lora_rank:
+        return a.lora(s.lora_rank, layers, s.lora_targets)
+    return s.last_layers * a.block + a.hidden if s.last_layers else a.parameters(layers)
+
+
 def training(
-    a: Architecture, layers: int, rank: int, recomputed: bool, tokens: int, workers: int,
+    a: Architecture, layers: int, s: Student, tokens: int, workers: int, replicas: int,
     assumed: Assumptions, gpu: float | None,
 ) -> Memory:  # fmt: skip
-    """One of `workers` FSDP2 workers training `layers` blocks on micro-batches of `tokens` padded tokens; LoRA of
-    `rank` (0: full). Parameters are fp32, frozen ones too, all-gathered in bf16: the group outside the blocks stays
-    gathered, of the blocks two are at a time (the one at work and the one fetched ahead)."""
-    adapters = a.lora(rank, layers) if rank else 0
+    """One of `workers` FSDP2 workers, in `replicas` groups that divide the parameters, training the student of
+    `layers` blocks on passes over `tokens` tokens. Parameters are fp32, frozen ones too, all-gathered in bf16: the
+    group outside the blocks stays gathered, of the blocks two are at a time (the one at work and the one fetched
+    ahead)."""
+    learnt, shards = trained(a, layers, s), workers // replicas
+    adapters = learnt if s.lora_rank else 0
     whole = a.parameters(layers) + adapters
-    trained = adapters or whole
     block, outer = a.block + adapters // layers, a.outer
+    of_block, of_outer = (adapters // layers, 0) if s.lora_rank else (a.block, a.hidden if s.last_layers else a.outer)
     if whole < SMALL:
         block, outer = 0, whole
-    of_block, of_outer = (adapters // layers, 0) if rank else (block, outer)
-    kept = activations(a, lora_rank=rank)
-    alive = layers * COMPUTE * a.hidden + kept if recomputed else layers * kept
+        of_block, of_outer = (of_block, of_outer) if s.lora_rank else (0, learnt)
+    kept = activations(a, s.lora_rank, s.lora_targets)
+    passed = s.last_layers or layers  # blocks that the backward pass goes through
+    alive = passed * COMPUTE * a.hidden + kept if s.activation_checkpointing else passed * kept
     parts = {
-        "parameters": MASTER * whole / workers,
-        "gradients": MASTER * trained / workers,
-        "AdamW": MOMENTS * trained / workers,
+        "parameters": MASTER * whole / shards,
+        "gradients": MASTER * learnt / shards,
+        "AdamW": MOMENTS * learnt / shards,
         "gathered in bf16": float(COMPUTE * (outer + 2 * block)),
         "gradients in flight": float((COMPUTE + MASTER) * max(of_block, of_outer)),
         "activations": tokens * (alive + 6 * a.intermediate),
-        "logits and loss": float(tokens * a.vocab * LOSS),
+        "logits and loss": float(min(tokens, max(1, LOGITS // a.vocab)) * a.vocab * LOSS),
         "allowance": assumed.training_overhead_gb * 1e9,
     }
-    about = f"{'LoRA of rank ' + str(rank) if rank else 'full fine-tuning'}, {trained / 1e6:,.1f} M trained, "
-    about += f"{tokens:,} tokens a forward pass, activations {'recomputed' if recomputed else 'kept'}"
+    how = f"LoRA of rank {s.lora_rank}" if s.lora_rank else "full fine-tuning"
+    how = f"the last {s.last_layers} blocks" if s.last_layers else how
+    about = f"{how}, {learnt / 1e6:,.1f} M trained, {tokens:,} tokens a forward pass, activations "
+    about += "recomputed" if s.activation_checkpointing else "kept"
     advice = "lower the student's micro_tokens, set activation_checkpointing = true or a lora_rank, or raise "
     return Memory("", workers, parts, gpu, about, advice + "cluster.workers")
 
 
-def activations(a: Architecture, lora_rank: int = 0) -> int:
+def activations(a: Architecture, lora_rank: int = 0, targets: Collection[str] = ()) -> int:
     """Bytes a token that one block keeps for its backward pass, in bf16 (norms in fp32, as transformers has them).
 
     Norms: the fp32 input, one fp32 number, and for the weight's gradient the bf16 result. Attention: q, k, v, its
-    output, log-sum-exp a head. MLP: gate, its SiLU, up, their product. Linear maps keep their input."""
+    output, log-sum-exp a head. MLP: gate, its SiLU, up, their product. Linear maps keep their input, with LoRA those
+    that have adapters (`targets`; none named: all), and an adapter what stands between its two matrices."""
     weights = 0 if lora_rank else 1  # frozen norms keep nothing for their weight
-    norms = 2 * (4 * a.hidden + 4 + weights * 2 * a.hidden) + 2 * 2 * a.hidden
+    given = set(targets or LINEARS)
+    inputs = bool(given & set(LINEARS[:3])) + bool(given & set(LINEARS[4:6]))
+    norms = 2 * (4 * a.hidden + 4 + weights * 2 * a.hidden) + inputs * 2 * a.hidden
     attention = 2 * (2 * a.queries + 2 * a.keys) + 4 * a.heads
     if a.qk_norm:
         attention += (4 + 2 * weights) * (a.queries + a.keys) + 4 * (a.heads + a.kv_heads)
-    return norms + attention + 8 * a.intermediate + 7 * 2 * lora_rank
+    mlp = (8 if LINEARS[6] in given else 6) * a.intermediate
+    return norms + attention + mlp + len(given) * 2 * lora_rank
 
 
-def host(a: Architecture, layers: int, rank: int, width: int, workers: int) -> float:
-    """Bytes of main memory of a node that runs all `workers`: each reads the whole checkpoint (`width` bytes a
-    weight) before it is sharded, and at the end one holds it in fp32 together with what was trained."""
-    whole = a.parameters(layers)
-    trained = a.lora(rank, layers) if rank else whole
-    return float(max(workers * whole * width, MASTER * (whole + trained)))
+def host(a: Architecture, layers: int, s: Student, width: int, workers: int) -> float:
+    """Bytes of main memory of a node that runs all `workers`: at the start each draws the adapters whole, at the end
+    one holds them, a file in the checkpoint's `width` bytes a weight, and the largest matrix in fp32, its product
+    with adapters beside it. Weights are read where they are needed, a slice at a time."""
+    largest = a.hidden * max(a.vocab, a.intermediate, a.queries)
+    adapters = trained(a, layers, s) if s.lora_rank else 0
+    file = min(FILE, width * a.parameters(layers))
+    return float(MASTER * max(workers * adapters, adapters + 2 * largest) + file)

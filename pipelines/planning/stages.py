@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from cluster import storage
-from pipelines import place
+from pipelines import objectives, place
 from pipelines.planning import amounts
 from pipelines.planning.architecture import BYTES
-from pipelines.planning.costs import rewrite
+from pipelines.planning.costs import WRITTEN, rewrite
 from pipelines.planning.known import Known
-from pipelines.recipe import objective_of
 
 Row = dict[str, Any]
 
@@ -30,14 +29,15 @@ def _order(k: Known) -> list[tuple[str, str, str, str]]:
     sets = ", ".join(f"{a.name} {a.train:,}{f' + {a.test:,} test' if a.test else ''}" for a in k.rows)
     rows = [("prepare", "", sets, f"{train + test:,} records")]
     calibration = min(train or test, k.recipe.prune.calibration_rows)
-    for cut in k.cuts:
+    for cut in k.recipe.prune.methods:
         rows.append(("prune", cut, f"teacher, {calibration:,} questions", f"checkpoint of {k.kept} blocks, {size}"))
-    if k.rewrites:
-        written = sum(a.train * rewrite(k, a) for a in k.rows)
-        rows.append(("generate", "", f"teacher, {train:,} rows", f"{train:,} rewrites, {written / 1e6:,.2f} M tokens"))
+    for mode in k.writes:
+        written = f"{train:,} {WRITTEN[mode]}, {sum(a.train * rewrite(k, a) for a in k.rows) / 1e6:,.2f} M tokens"
+        rows.append(("generate", mode.replace("self_distill", ""), f"teacher, {train:,} rows", written))
     for s in k.students:
-        targets = "rewrites" if objective_of(s.name) == "sdd" else "references"
-        adapter = f", adapter of {k.teacher.lora(s.lora_rank, k.kept) / 1e6:,.1f} M" if s.lora_rank else ""
+        targets = WRITTEN[mode] if (mode := objectives.writes(s) or "") else "references"
+        adapters = k.teacher.lora(s.lora_rank, k.kept, s.lora_targets) / 1e6
+        adapter = f", adapter of {adapters:,.1f} M" if s.lora_rank else ""
         rows.append(("train", s.name, f"pruned model, {train:,} {targets}", f"checkpoint, {size}{adapter}"))
     tasks = [task.rsplit("/", 1)[-1] for task in k.recipe.evaluate.lm_eval]
     asked = ", ".join([*([f"{test:,} test rows"] if test else []), *tasks])

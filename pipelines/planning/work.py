@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.gpus import Gpu, flops_per_token
 from pipelines.planning.architecture import Architecture
 from pipelines.planning.assumptions import Assumptions
-from pipelines.planning.gpus import Gpu
 from pipelines.planning.lm_sizes import SIZES, Size
+from pipelines.recipe import Student
 
 
 @dataclass(frozen=True)
@@ -63,33 +64,40 @@ class Engine:
         """Seconds to read that many tokens."""
         return tokens * 2 * self.model.multiplied(self.layers) / (self.gpu.flops * self.share * mfu)
 
-    def answer(self, requests: float, prompt: float, written: float) -> float:
-        """Seconds to answer `requests` prompts of `prompt` tokens with `written` tokens each.
+    def answer(self, requests: float, prompt: float, written: float, samples: int = 1) -> float:
+        """Seconds to answer `requests` prompts of `prompt` tokens with `samples` texts of `written` tokens each.
 
         A decoding step fetches all weights once and the cache of every sequence; its time is that of the bytes
-        or of the FLOPs, whichever is longer."""
+        or of the FLOPs, whichever is longer. A prompt is read once for all its samples: vLLM caches prefixes."""
         if not requests or not written:
             return self.read(requests * prompt, self.assumed.prefill_mfu)
         context = prompt + written / 2
         cached = self.model.kv_bytes(self.layers, self.width, self.tensor_parallel) * self.tensor_parallel * context
-        held = max(1.0, min(self.seats, requests, self.room * self.tensor_parallel / cached))
+        sequences = requests * samples
+        held = max(1.0, min(self.seats, sequences, self.room * self.tensor_parallel / cached))
         fetched = self.model.parameters(self.layers) * self.width + held * cached
         by_bytes = fetched / (self.gpu.bandwidth * self.share * self.assumed.decode_bandwidth)
         step = max(by_bytes, self.read(held, self.assumed.prefill_mfu))
-        return self.read(requests * prompt, self.assumed.prefill_mfu) + requests / held * written * step
+        return self.read(requests * prompt, self.assumed.prefill_mfu) + sequences / held * written * step
 
 
-def flops_per_token(n: float, lora: bool, recomputed: bool) -> float:
-    """FLOPs a trained token costs, `n` the parameters it is multiplied with."""
-    return (4 if lora else 6) * n + (2 * n if recomputed else 0)
+def engine(
+    model: Architecture, layers: int, width: int, gpu: Gpu, tensor_parallel: int, seats: int, assumed: Assumptions
+) -> Engine:
+    """The engine that takes vLLM's share of each GPU; its KV cache has what weights and the allowance leave."""
+    weights = model.parameters(layers) * width / tensor_parallel
+    room = gpu.memory * assumed.gpu_memory_utilization - weights - assumed.engine_overhead_gb * 1e9
+    return Engine(model, layers, width, gpu, tensor_parallel, seats, max(0.0, room), assumed)
 
 
 def training_seconds(
-    model: Architecture, layers: int, lora: bool, recomputed: bool, tokens: float, workers: int,
-    gpu: Gpu, assumed: Assumptions,
-) -> float:  # fmt: skip
-    """Seconds of FSDP2 training on `workers` GPUs, the start left out."""
-    cost = flops_per_token(model.multiplied(layers), lora, recomputed)
+    model: Architecture, layers: int, s: Student, tokens: float, workers: int, gpu: Gpu, assumed: Assumptions
+) -> float:
+    """Seconds of FSDP2 training on `workers` GPUs, the start left out. Blocks below the last that are trained are
+    read through forward alone."""
+    below = (layers - s.last_layers) * model.block if s.last_layers else 0
+    cost = 2.0 * below
+    cost += flops_per_token(model.multiplied(layers) - below, s.lora_rank > 0, s.activation_checkpointing)
     return tokens * cost / (workers * gpu.flops * assumed.train_mfu)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.recipe import DISTILLED
 from pipelines.reporting import recovery
 from pipelines.reporting.recovery import Interval
 from pipelines.verdicts import VERDICTS
@@ -110,9 +111,10 @@ def recovered(inputs: Inputs, model: Mapping[str, Any]) -> dict[str, Any]:
 
 def differences(inputs: Inputs) -> Rows:
     """Differences of averages that the run was made to see, each overall and in and out of domain:
-    SDD − SFT, student − untrained cut, the chosen cut − other cuts of its size."""
-    cuts, sdd, sft = inputs.named("pruned"), inputs.objective("sdd"), inputs.objective("sft")
-    pairs = [(a, b) for a in sdd for b in sft]
+    SDD − SFT, DSBS − its baselines, student − untrained cut, the chosen cut − other cuts of its size."""
+    cuts = inputs.named("pruned")
+    pairs = [(a, b) for a in inputs.objective("sdd") for b in inputs.objective("sft")]
+    pairs += [(a, b) for a in inputs.objective("dsbs") for base in DISTILLED[1:] for b in inputs.objective(base)]
     pairs += [(student, cut) for student in inputs.named("student") for cut in cuts[:1]]
     pairs += [(cuts[0], other) for other in cuts[1:]]
     return [
@@ -147,7 +149,7 @@ def summed(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 def counted(row: Mapping[str, Any], stages: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """One entry of `generation`; its seconds are the stage's where it brings none."""
-    took = next((stage["seconds"] for stage in stages if stage["name"] == "generate"), None)
+    took = next((stage["seconds"] for stage in stages if stage["name"].startswith("generate")), None)
     entry = {"data": row.get("data"), **{key: int(row.get(key) or 0) for key in COUNTS}}
     return entry | {"seconds": row.get("seconds", took)}
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from cluster import storage
 from cluster.artifacts import Artifact, versions
-from pipelines import conversations, inputs, prompts, shards
+from pipelines import conversations, inputs, parts, prompts
 from pipelines.recipe import Recipe, objective_of
 from pipelines.reporting.findings import Inputs
 from pipelines.rows import contamination
@@ -22,8 +22,8 @@ def gather(recipe: Recipe, outs: Outs, done: Done) -> Inputs:
     """The report's inputs, read from the whole artifacts of a run."""
     data, cut = outs["prepare"][""], outs["prune"][recipe.prune.method]
     scored = {name: out for name, out in outs["evaluate"].items() if out.manifest()}
-    written = outs.get("generate", {}).get("")
-    generation = [{**_summary(written), "data": "self_distill"}] if written and written.manifest() else []
+    written = {what or "self_distill": out for what, out in outs.get("generate", {}).items() if out.manifest()}
+    generation = [{**_summary(out), "data": what} for what, out in written.items()]
     items = {name: _table(out.at("items.parquet")) for name, out in scored.items()}
     shared = data.json("contamination.json")
     return Inputs(
@@ -40,7 +40,7 @@ def gather(recipe: Recipe, outs: Outs, done: Done) -> Inputs:
         importance=cut.json("importance.json"),
         losses={name: _lines(out.at("losses.jsonl")) for name, out in outs["train"].items() if out.manifest()},
         generation=generation,
-        samples=_samples(written.url) if generation and written else [],
+        samples=[row for out in written.values() for row in _samples(out.url)],
         stages=done.stages,
         warnings=_warnings(generation, items, shared),
         seed=recipe.seed,
@@ -55,7 +55,7 @@ def _warnings(
     found = contamination.warnings(shared)
     for made in generation:
         share = made["fallback"] / made["rows"] if made["rows"] else 0
-        if share > 0.5:
+        if share > 0.5 and made["data"] == "self_distill":
             found.append(
                 f"{share:.0%} of the rewrites fell back to their reference: SDD is then SFT under another name."
             )
@@ -100,10 +100,10 @@ def _summary(out: Artifact) -> dict[str, Any]:
 def _samples(url: str) -> list[dict[str, Any]]:
     """A few rewrites of every verdict and task, for the report."""
     taken: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in shards.rewrites(url):
+    for row in parts.rows(url):
         group = taken.setdefault((row["verdict"], row["task"]), [])
         if len(group) < 2:
-            shown = {"prompt": conversations.transcript(prompts.of({**row, "context": ""}))}
+            shown = {"prompt": conversations.transcript(prompts.of({**parts.own(row), "context": ""}))}
             group.append({key: row[key] for key in ("task", "reference", "text", "verdict")} | shown)
     return [row for group in taken.values() for row in group][:24]
 

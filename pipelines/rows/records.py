@@ -6,6 +6,7 @@ same file gives the same ids on every machine.
 
 import hashlib
 import json
+import math
 import re
 from collections import Counter
 from dataclasses import asdict, dataclass, fields
@@ -23,7 +24,8 @@ from pipelines.rows import files
 class Record:
     """One question. `kind` is the answer kind; `answer` the short right answer, "" for kind none.
 
-    `history` holds the turns before the question as JSON text, "" where it opens the conversation."""
+    `history` holds the turns before the question as JSON text, "" where it opens the conversation; `weight` that of
+    the row in the loss, "" for 1."""
 
     id: str
     task: str
@@ -34,6 +36,7 @@ class Record:
     kind: str
     split: str
     history: str = ""
+    weight: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,11 @@ SCHEMA = pa.schema([(field.name, pa.string()) for field in fields(Record)])
 
 
 def read(
-    dataset: Dataset, url: str, split: str, limit: int | None, trained: bool = True
+    dataset: Dataset, url: str, split: str, limit: int | None, trained: bool = True, labelled: bool = True
 ) -> tuple[list[Record], list[BadRow]]:
     """Records of one file under one data set's column names, `limit` at most; bad rows apart.
 
-    `trained`: students learn from the rows, so that each needs a reference answer."""
+    `trained`: students learn from the references, so that each row needs one. `labelled`: each needs a right answer."""
     records: list[Record] = []
     bad: list[BadRow] = []
     seen: Counter[str] = Counter()
@@ -61,7 +64,7 @@ def read(
         if limit is not None and len(records) >= limit:
             break
         try:
-            records.append(numbered(_content(dataset, row, split, trained), seen))
+            records.append(numbered(_content(dataset, row, split, trained, labelled), seen))
         except Unfit as reason:
             bad.append(BadRow(url, line, str(reason)))
     return records, bad
@@ -71,7 +74,7 @@ def numbered(content: dict[str, str], seen: Counter[str]) -> Record:
     """The record of `content`; `seen` counts equal contents, so that each gets an id of its own.
 
     Without a history the id is that of the single question, however it was written down."""
-    named = {key: value for key, value in content.items() if value or key != "history"}
+    named = {key: value for key, value in content.items() if value or key not in ("history", "weight")}
     text = json.dumps(named, sort_keys=True, ensure_ascii=False)
     digest = hashlib.sha256(text.encode()).hexdigest()
     seen[digest] += 1
@@ -84,12 +87,12 @@ def table(records: list[Record]) -> pa.Table:
     return pa.Table.from_pylist([asdict(record) for record in records], SCHEMA)
 
 
-def _content(dataset: Dataset, row: dict[str, Any] | str, split: str, trained: bool) -> dict[str, str]:
+def _content(dataset: Dataset, row: dict[str, Any] | str, split: str, trained: bool, labelled: bool) -> dict[str, str]:
     """The content of a record. Raises Unfit with the reason why the row is bad."""
     if isinstance(row, str):
         raise Unfit(row)
     found = {"context": "", "answer": ""}
-    needed = trained or (dataset.kind != "none" and not dataset.answer)
+    needed = trained or (labelled and dataset.kind != "none" and not dataset.answer)
     if dataset.messages:
         found |= _turned(dataset, row, needed)
     else:
@@ -102,10 +105,12 @@ def _content(dataset: Dataset, row: dict[str, Any] | str, split: str, trained: b
     if dataset.context:
         found["context"] = "" if row.get(dataset.context, "") is None else _text(row, dataset.context)
     if dataset.answer:
-        found["answer"] = _text(row, dataset.answer)
+        found["answer"] = _text(row, dataset.answer, labelled)
+    if dataset.weight and split == "train":
+        found["weight"] = _weight(row, dataset.weight)
     if dataset.format == "gsm8k":
         found["reference"] = re.sub(r"<<[^<>\n]*>>", "", found["reference"])
-    if dataset.kind != "none":
+    if dataset.kind != "none" and (labelled or found["answer"] or found["reference"]):
         found["answer"] = _right(dataset, found)
     return {"task": dataset.name, "kind": dataset.kind, "split": split, **found}
 
@@ -131,6 +136,19 @@ def _text(row: dict[str, Any], column: str, needed: bool = True) -> str:
         return ""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     return conversations.fit(text, f"column {column!r}")
+
+
+def _weight(row: dict[str, Any], column: str) -> str:
+    """A row's weight in the loss, as text; "" for 1."""
+    if column not in row:
+        raise Unfit(_missing(row, column))
+    try:
+        weight = float(1.0 if row[column] is None else row[column])
+    except (TypeError, ValueError):
+        weight = -1.0
+    if not 0 <= weight < math.inf:
+        raise Unfit(f"column {column!r} holds {str(row[column])[:40]!r}; a weight is a number from 0 up")
+    return "" if weight == 1 else repr(weight)
 
 
 def _missing(row: dict[str, Any], column: str) -> str:

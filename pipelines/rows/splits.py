@@ -8,9 +8,9 @@ from pipelines.rows import records
 from pipelines.rows.records import Record
 
 
-def held_out(rows: list[Record], wanted: int) -> tuple[list[Record], list[Record]]:
-    """Train rows and about `wanted` test rows out of `rows`: those whose questions hash lowest, equal questions
-    together. So the same questions are held out whatever the seed, the order, or the number of train rows."""
+def held_out(rows: list[Record], wanted: int, split: str = "test") -> tuple[list[Record], list[Record]]:
+    """Train rows and about `wanted` rows of another split out of `rows`: those whose questions hash lowest,
+    equal questions together. So the same questions are held out whatever the seed, the order, or the number of rows."""
     asked: dict[str, list[Record]] = {}
     for record in rows:
         key = hashlib.sha256("\0".join(question(record)).encode()).hexdigest()
@@ -21,9 +21,9 @@ def held_out(rows: list[Record], wanted: int) -> tuple[list[Record], list[Record
             break
         chosen |= {record.id for record in asked[key]}
     seen: Counter[str] = Counter()
-    moved = [asdict(record) | {"split": "test"} for record in rows if record.id in chosen]
-    test = [records.numbered({key: row[key] for key in row if key != "id"}, seen) for row in moved]
-    return [record for record in rows if record.id not in chosen], test
+    moved = [asdict(record) | {"split": split} for record in rows if record.id in chosen]
+    held = [records.numbered({key: row[key] for key in row if key != "id"}, seen) for row in moved]
+    return [record for record in rows if record.id not in chosen], held
 
 
 def question(record: Record) -> tuple[str, str, str]:
@@ -32,8 +32,9 @@ def question(record: Record) -> tuple[str, str, str]:
 
 
 def apart(found: list[Record]) -> None:
-    """A question that is trained on is never scored: raises ValueError naming the first one."""
-    trained = {question(record) for record in found if record.split == "train"}
+    """A question that is trained on, or that a checkpoint is chosen by, is never scored: raises ValueError naming the
+    first one."""
+    trained = {question(record) for record in found if record.split != "test"}
     for record in found:
         if record.split == "test" and question(record) in trained:
             raise ValueError(

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import typer
 
@@ -17,7 +18,7 @@ from pipelines.models import TINY
 from pipelines.tiny import families, styles
 from pipelines.tiny.teacher import ROUNDS
 from pipelines.training.batches import collate, encode
-from pipelines.training.losses import next_token_loss, target_count
+from pipelines.training.losses import ByToken
 
 
 def write(model: Any, tokenizer: Any, asked: list[list[prompts.Message]], longest: int = 200) -> list[str]:
@@ -37,14 +38,13 @@ def write(model: Any, tokenizer: Any, asked: list[list[prompts.Message]], longes
 
 def mean_loss(model: Any, tokenizer: Any, rows: list[tuple[str, str]]) -> float:
     """Nats per target token of (question, answer) rows under the plain prompt."""
-    total, count = 0.0, 0.0
+    total, count, by_token = 0.0, 0, ByToken(model)
     for start in range(0, len(rows), 64):
         encoded = [encode(tokenizer, prompts.answer(asked), said) for asked, said in rows[start : start + 64]]
-        batch = collate(encoded, tokenizer.pad_token_id)
         with torch.inference_mode():
-            logits = model(input_ids=batch["input_ids"]).logits
-        total += next_token_loss(logits, batch["labels"]).item()
-        count += target_count(batch["labels"]).item()
+            nats = by_token(**collate(encoded, np.ones((1, len(encoded))), tokenizer.pad_token_id).inputs)
+        total += nats.sum().item()
+        count += len(nats)
     return total / count
 
 

@@ -18,14 +18,15 @@ import torch
 import typer
 
 from pipelines import models, prompts
+from pipelines.recipe import Student
 from pipelines.tiny import families, styles, tokenizers
-from pipelines.training import loop, optimizers
-from pipelines.training.batches import bucketed, collate, encode
+from pipelines.training import attention, feed, loop, losses, optimizers
+from pipelines.training.batches import Planned, encode, flat
 
 HOME = models.TINY
 Row = tuple[list[prompts.Message], str]
 VOCABULARY, SEED, PEAK = 2560, 0, 1.2e-3
-ROUNDS, ROWS, TOKENS = 200, 1024, 2400  # rows drawn a round; padded tokens a batch
+ROUNDS, ROWS, TOKENS = 200, 1024, 2400  # rows drawn a round; tokens a step
 
 
 def example(stream: dict[str, Iterator[families.Problem]], rng: random.Random) -> Row:
@@ -93,13 +94,12 @@ def make_model(tokenizer: Any) -> Any:
     )  # fmt: skip
 
 
-def plan(tokenizer: Any, number: int, rounds: int) -> Iterator[tuple[float, list[loop.Batch]]]:
-    """The batches of one round: 1,024 rows, bucketed by length; each with the share of training done."""
-    rows = [encode(tokenizer, *row) for row in islice(examples(f"{SEED}/{number}"), ROWS)]
-    batches = bucketed([len(row.ids) for row in rows], TOKENS, random.Random(number))
-    for i, batch in enumerate(batches):
-        share = (number + i / len(batches)) / rounds
-        yield share, [collate([rows[row] for row in batch], tokenizer.pad_token_id)]
+def plan(tokenizer: Any, number: int, rounds: int) -> Iterator[Planned]:
+    """The steps of one round: 1,024 rows; each with the share of training done."""
+    rows = flat([encode(tokenizer, *row) for row in islice(examples(f"{SEED}/{number}"), ROWS)])
+    student = Student(name="sft", batch_tokens=TOKENS, micro_tokens=TOKENS)
+    for step in feed.steps(rows, student, number, tokenizer.pad_token_id)[1]:
+        yield step._replace(done=(number + step.done) / rounds)
 
 
 def main(
@@ -111,11 +111,13 @@ def main(
     work.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer()
     model = make_model(tokenizer)
+    model.set_attn_implementation(attention.PACKED)
+    trained = losses.ByToken(model)
     optimizer = optimizers.muon(model, PEAK, 0.05)
     first = resume(work / "checkpoint.pt", model, optimizer)
     began = saved = time.monotonic()
     for number in range(first, rounds):
-        reports = list(loop.steps(model, optimizer, plan(tokenizer, number, rounds), "flat-linear", PEAK))
+        reports = list(loop.steps(trained, optimizer, plan(tokenizer, number, rounds), "flat-linear", PEAK))
         loss = sum(r.loss * r.tokens for r in reports) / sum(r.tokens for r in reports)
         left = (time.monotonic() - began) / (number + 1 - first) * (rounds - number - 1) / 60
         rate = reports[-1].learning_rate

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pipelines import prune, train
 from pipelines.recipe import Recipe, Student
-from pipelines.training import worker
+from pipelines.training import loading, losses, saving
 from tests import tiny
 
 FRONT = "---\nlicense: other\nlicense_name: llama3.1\nlicense_link: https://example.org/licence\n---\n# Small\n"
@@ -23,8 +23,7 @@ def test_licence_and_terms_go_along(tmp_path: Path) -> None:
     )  # fmt: skip
     prune.prune(recipe, "angular", teacher, prune.measure(recipe, teacher, ["one?", "two?"]), tmp_path / "cut")
     cut, out = tmp_path / "cut" / "model", tmp_path / "out"
-    trained = {name: p for name, p in worker.load(str(cut), student, 0).named_parameters() if p.requires_grad}
-    worker.save(out, str(cut), student, trained)
+    saving.save(out, str(cut), student, losses.ByToken(loading.load(str(cut), student, 0)))
     train._dress(recipe, student, cut, {"steps": 1}, out / "model")
     for folder, library in ((cut, "transformers"), (out / "model", "transformers"), (out / "adapter", "peft")):
         card = (folder / "README.md").read_text()

@@ -1,6 +1,5 @@
 """`regrow clean` on real run directories, on a local disk and on a real S3 server (moto's)."""
 
-import datetime
 import json
 import shutil
 import subprocess
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster import storage
+from cluster import lease, storage
 from cluster.artifacts import MANIFEST, artifact
 from pipelines import clean, recipe_file
 from pipelines import run as story
@@ -18,7 +17,6 @@ from tests import tiny
 
 Regrow = Callable[..., subprocess.CompletedProcess[str]]
 Shell = Callable[[str], subprocess.CompletedProcess[str]]
-NOW = datetime.timedelta()
 
 
 @pytest.fixture(scope="module")
@@ -165,23 +163,28 @@ def test_it_makes_room_on_a_full_disk(small_disk: Shell, home: Path) -> None:
     assert done.returncode == 0 and int(before) == 0 and int(after) > 100 and "removed 2" in done.stdout, done
 
 
+def there(place: str) -> dict[str, int]:
+    """Name → size of what is there, without the lease."""
+    return {name: size for name, size in storage.files(place).items() if not name.startswith(lease.FOLDER)}
+
+
 def test_on_s3(home: Path, bucket: str, regrow: Regrow) -> None:
-    """No lock there: what was written within the hour is left alone, the rest goes."""
+    """Alike, under a lease in place of the lock."""
     place = storage.join(bucket, "cleaned")
     asked = recipe(home, f"run_dir={place}")
     fs, path = storage.filesystem(place)
     fs.put(str(home / "runs/mine/artifacts"), f"{path}/", recursive=True)
     fs.put(str(home / "runs/mine/recipe.json"), f"{path}/recipe.json")
     storage.create(storage.join(place, "artifacts", "notes", "mine.txt"), b"n")
-    before = storage.files(place)
-    fresh = regrow("clean", place, "--yes")
-    assert fresh.returncode == 0 and fresh.stdout.count("another run may be at work") == 2, fresh.stderr
-    assert "nothing to remove" in fresh.stdout and storage.files(place) == before
-    said = "\n".join(clean.clean(asked, yes=False, quiet=NOW))
-    assert said.count("older") == 2 and "nothing was removed" in said and storage.files(place) == before
-    assert "removed 2" in "\n".join(clean.clean(asked, yes=True, quiet=NOW))
-    left = {name.split("/")[1] for name in storage.files(place) if name.startswith("artifacts/")}
+    before = there(place)
+    with lease.held(place):
+        busy = regrow("clean", place, "--yes")
+    assert busy.returncode == 2 and "is in use by process" in busy.stderr, busy
+    said = "\n".join(clean.clean(asked, yes=False))
+    assert said.count("older") == 2 and "nothing was removed" in said and there(place) == before
+    assert "removed 2" in "\n".join(clean.clean(asked, yes=True))
+    left = {name.split("/")[1] for name in there(place) if name.startswith("artifacts/")}
     assert left == named(home) | {"notes"}
-    assert storage.files(place) == {
+    assert there(place) == {
         name: size for name, size in before.items() if name == "recipe.json" or name.split("/")[1] in left
     }

@@ -26,7 +26,7 @@ def home(tmp_path: Path) -> Path:
 def test_help_lists_what_works(regrow: Regrow) -> None:
     done = regrow("--help")
     assert done.returncode == 0
-    for command in ("run", "status", "report", "recipes", "serve", "clean", "doctor"):
+    for command in ("run", "generate", "status", "report", "recipes", "serve", "clean", "doctor"):
         assert command in done.stdout
     assert "Examples" in regrow("run", "--help").stdout
     assert "quickstart" in regrow("recipes").stdout and "gsm8k" in regrow("recipes").stdout
@@ -157,9 +157,10 @@ def test_rows_too_long_for_the_engine_end_in_quarantine_and_status_3(regrow: Reg
         done = regrow(*words)
         assert done.returncode == 3, done.stderr
         assert "done, but rows are in quarantine: 1 of 1 rows of generate" in done.stderr
-        (file,) = home.glob("runs/mine/artifacts/generate-*/quarantine.jsonl")
-        assert str(file) in done.stderr
-        assert "too many for teacher.max_model_len" in json.loads(file.read_text())["error"]
+        (file,) = home.glob("runs/mine/artifacts/generate-*/quarantine/*.jsonl")
+        assert str(file.parent) in done.stderr
+        (row,) = map(json.loads, file.read_text().splitlines())
+        assert "max_model_len = 64" in row["reason"]
 
 
 def prepared(home: Path) -> set[str]:

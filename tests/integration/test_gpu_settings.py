@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from pipelines import generate, models, prompts, recipe_file
+from pipelines import models, prompts, recipe_file
+from pipelines.generation import engines, flow, job
+from pipelines.generation.job import Job
 from pipelines.recipe import Recipe
 from serving import app, engine
 
@@ -35,32 +37,33 @@ def arguments(folder: Path, **settings: Any) -> Any:
     return AsyncEngineArgs(**({"model": str(folder)} | settings))  # a dataclass: an unknown name is a TypeError
 
 
+def generation(recipe: Recipe) -> Job:
+    return job.of_recipe(recipe, "out")
+
+
 def test_vllm_takes_the_settings_of_generation(recipe: Recipe, teacher: Path) -> None:
-    config = generate.config(recipe, teacher, recipe.generate.engines, gpu=True)
-    assert config.placement_group_config is None and config.accelerator_type is None
-    assert config.concurrency == (recipe.generate.engines, recipe.generate.engines)
-    assert config.runtime_env["env_vars"].items() >= QUIET.items()
-    assert "OMP_NUM_THREADS" not in config.runtime_env["env_vars"], "nothing of the CPU's"
-    given = {key: value for key, value in config.engine_kwargs.items() if key != "task_type"}  # Ray Data's own
-    made = arguments(teacher, **given)
-    assert made.tensor_parallel_size == recipe.teacher.tensor_parallel
+    made = arguments(teacher, **flow._kwargs(generation(recipe), teacher, gpu=True))
+    split = recipe.teacher.tensor_parallel
+    assert made.tensor_parallel_size == split
+    assert made.distributed_executor_backend == ("mp" if split > 1 else None), "no second Ray inside the actor"
     assert (made.max_model_len, made.max_num_seqs) == (recipe.teacher.max_model_len, recipe.generate.max_num_seqs)
     assert made.dtype == "auto" and not made.enforce_eager and made.kv_cache_memory_bytes is None
 
 
-def test_ray_data_places_an_engine_on_its_gpus(recipe: Recipe, teacher: Path) -> None:
-    from ray.llm._internal.batch.stages.vllm_engine_stage import vLLMEngineStage
+def test_ray_places_an_engine_on_its_gpus(recipe: Recipe) -> None:
+    """As many actors as engines, each with the GPUs that its weights are split over, in one environment."""
+    import ray
 
-    config = generate.config(recipe, teacher, 1, gpu=True)
-    stage = vLLMEngineStage(
-        fn_constructor_kwargs={"engine_kwargs": dict(config.engine_kwargs), "placement_group_config": None},
-        map_batches_kwargs={"accelerator_type": None},
-    )
-    asked, split = stage.map_batches_kwargs, recipe.teacher.tensor_parallel
-    if split == 1:
-        assert asked["num_gpus"] == 1
-    else:
-        assert asked["num_gpus"] == 0 and asked["ray_remote_args_fn"].args[0] == split, "a bundle for each part"
+    placed = flow._place(generation(recipe), recipe.generate.engines, gpu=True)
+    pool = placed.pop("compute")
+    assert (pool.min_size, pool.max_size) == (recipe.generate.engines, recipe.generate.engines)
+    assert placed["num_gpus"] == recipe.teacher.tensor_parallel and "num_cpus" not in placed
+    variables = placed["runtime_env"]["env_vars"]
+    assert variables.items() >= QUIET.items()
+    assert "OMP_NUM_THREADS" not in variables, "nothing of the CPU's"
+    ray.remote(engines.Engine).options(**placed)  # raises for what Ray does not know
+    with pytest.raises(ValueError, match="num_gpu"):
+        ray.remote(engines.Engine).options(**placed, num_gpu=1)
 
 
 def test_ray_serve_takes_the_settings_of_serving(recipe: Recipe, teacher: Path) -> None:
@@ -78,9 +81,12 @@ def test_cpu_settings_know_nothing_of_it() -> None:
     assert "tensor_parallel_size" not in on_cpu and on_cpu["dtype"] == "float32"
     assert engine.placement_group_config(gpu=False) == {"bundles": [{"CPU": engine.CPU_BUNDLE}]}
     assert engine.env_vars(2, gpu=False)["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
-    config = generate.config(recipe_file.load("quickstart"), models.TINY, 2, gpu=False)
-    assert config.engine_kwargs["enforce_eager"] and config.concurrency == (2, 2)
-    assert config.placement_group_config["bundles"] == [{"CPU": engine.CPU_BUNDLE, "GPU": 0}]
+    asked = generation(recipe_file.load("quickstart"))
+    assert flow._kwargs(asked, models.TINY, gpu=False)["enforce_eager"]
+    placed = flow._place(asked, 2, gpu=False)
+    assert (placed["compute"].min_size, placed["compute"].max_size) == (2, 2)
+    assert placed["num_cpus"] == engine.CPU_BUNDLE and "num_gpus" not in placed
+    assert placed["runtime_env"]["env_vars"].items() >= engine.env_vars(2, gpu=False).items()
 
 
 @pytest.mark.parametrize(("heads", "keys"), [(32, 8), (64, 8), (28, 4), (12, 12), (32, 1)])

@@ -120,6 +120,34 @@ def test_what_does_not_fit_says_what_to_change() -> None:
     assert any("generate: teacher does not fit" in note and "tensor_parallel" in note for note in made["notes"])
 
 
+def test_less_is_trained_with_targets_and_with_the_last_blocks_alone() -> None:
+    def adam(*overrides: str) -> dict[str, float]:
+        rows = [row for row in planned("llama-3.1-8b-sdd", *overrides)["memory"] if row["what"].startswith("train")]
+        return {row["what"]: row["bytes"]["AdamW"] for row in rows}
+
+    both = adam()["train: sft, sdd"]
+    some = adam("student.sft.lora_targets=['q_proj', 'v_proj']")
+    assert some["train: sdd"] == both > 4 * some["train: sft"]
+    last = adam("student.sft.lora_rank=0", "student.sft.last_layers=2")
+    assert last["train: sft"] == 8 * (2 * 218_112_000 + 4096) / 2
+    assert adam("cluster.workers=8", "cluster.replicas=4") == adam()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["student.sft.lora_targets=['wq']"], "student sft: lora_targets names 'wq', which is no linear map"),
+        (
+            ["student.sft.lora_rank=0", "student.sft.last_layers=27"],
+            "last_layers = 27, but the pruned model has 26 blocks",
+        ),
+    ],
+)
+def test_students_that_the_model_cannot_have_are_refused(overrides: list[str], said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        planned("llama-3.1-8b-sdd", *overrides)
+
+
 def test_local_data_are_counted(home: Path) -> None:
     made = planned(str(home / "mine.toml"), GPU)
     assert made["data"] == [

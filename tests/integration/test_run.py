@@ -90,7 +90,7 @@ def survivors(seconds: float = 30) -> list[str]:
 
 
 def shard_written(home: Path) -> bool:
-    return any(home.glob("runs/small/artifacts/generate-*/shards/*.parquet"))
+    return any(home.glob("runs/small/artifacts/generate-*/data/part-*.parquet"))
 
 
 # Where the run is hit, in the order of the story: each goes on from the one before. What to wait for (a line, and
@@ -109,7 +109,7 @@ HITS = {
 def test_interrupted_anywhere_it_leaves_resumable_state_and_no_process(home: Path, stage: str) -> None:
     said, wait, signum, whole = HITS[stage]
     committed = {path: path.read_bytes() for path in home.glob("runs/small/artifacts/*/manifest.json")}
-    shards = {path: path.read_bytes() for path in home.glob("runs/small/artifacts/generate-*/shards/*.parquet")}
+    shards = {path: path.read_bytes() for path in home.glob("runs/small/artifacts/generate-*/data/part-*.parquet")}
     run = start(home, "run", "small.toml")
     lines_until(run, said)
     deadline = time.monotonic() + 150

@@ -14,7 +14,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pipelines import evaluate, generate, layers, prompts, prune, shards, train
+from cluster import storage
+from pipelines import evaluate, generate, layers, parts, prompts, prune, train
+from pipelines.generation import job
 from pipelines.recipe import Recipe, Student
 from serving import endpoint
 from tests import others
@@ -168,10 +170,12 @@ def test_others_teachers_write(students: dict[str, Path], tmp_path: Path) -> Non
     """Without chat template and pad token, with a begin token of its own.
 
     The teacher is the student, which writes words: a random model's stray bytes are shown in several ways."""
-    path = students["sentencepiece"] / "model"
-    summary = generate.generate(recipe(path), path, records(), str(tmp_path))
+    path, out = students["sentencepiece"] / "model", str(tmp_path / "out")
+    pq.write_table(pa.Table.from_pylist(records()), tmp_path / "train.parquet")
+    rows = storage.find(str(tmp_path / "train.parquet"))
+    summary = generate.generate(job.of_recipe(recipe(path), out), rows, path)
     assert summary["rows"] == 8 and summary["error"] == 0
-    made = {row["id"]: row for row in shards.rewrites(str(tmp_path))}
+    made = {row["id"]: row for row in parts.rows(out)}
     assert set(made) == {row["id"] for row in records()}
     for row in records()[:3]:
         said = greedy(path, prompts.rewrite(row["input"], row["reference"]), 16)

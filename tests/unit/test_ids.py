@@ -26,8 +26,9 @@ def changed(teacher: Path, *overrides: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "override",
-    ["run_dir=/elsewhere", "serve.port=9000", "cluster.workers=4", "generate.engines=2", "evaluate.concurrency=8",
-     "student.sft.checkpoint_steps=7", "serve.models_at_a_time=1", "evaluate.bootstrap=500", "name=other"],
+    ["run_dir=/elsewhere", "serve.port=9000", "cluster.workers=4", "cluster.replicas=2", "generate.engines=2",
+     "evaluate.concurrency=8", "student.sft.checkpoint_steps=7", "student.sft.compile=true",
+     "serve.models_at_a_time=1", "evaluate.bootstrap=500", "name=other"],
 )  # fmt: skip
 def test_what_shapes_no_output_changes_no_id(teacher: Path, override: str) -> None:
     assert changed(teacher, override) == set()
@@ -35,6 +36,7 @@ def test_what_shapes_no_output_changes_no_id(teacher: Path, override: str) -> No
 
 def test_a_change_reaches_what_follows_and_nothing_else(teacher: Path) -> None:
     assert changed(teacher, "student.sft.epochs=9") == {"train-sft", "evaluate-sft"}
+    assert changed(teacher, "student.sft.last_layers=1") == {"train-sft", "evaluate-sft"}
     assert changed(teacher, "generate.temperature=0.5") == {"generate", "train-sdd", "evaluate-sdd"}
     touched = changed(teacher, "prune.layers=1")
     assert "prepare" not in touched and "generate" not in touched and {"prune-angular", "train-sdd"} <= touched

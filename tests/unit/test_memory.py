@@ -5,11 +5,12 @@ from typing import Any, get_args
 
 import pytest
 
+from cluster import gpus
 from pipelines import models
-from pipelines.planning import architecture, gpus, memory
+from pipelines.planning import architecture, memory
 from pipelines.planning.architecture import Architecture
 from pipelines.planning.assumptions import Assumptions
-from pipelines.recipe import Cluster
+from pipelines.recipe import Cluster, Student
 
 SMALL: dict[str, Any] = {
     "model_type": "llama",
@@ -20,6 +21,7 @@ SMALL: dict[str, Any] = {
     "num_key_value_heads": 2,
     "vocab_size": 10,
 }
+FULL, LORA = Student(name="sft"), Student(name="sft", lora_rank=2)
 NOTHING = Assumptions(engine_overhead_gb=0, training_overhead_gb=0, gpu_memory_utilization=0.5)
 
 
@@ -37,6 +39,7 @@ def test_a_block_by_hand() -> None:
     assert small(tie_word_embeddings=True).parameters() == a.parameters() - 80
     assert small(tie_word_embeddings=True).multiplied(4) == a.parameters() - 80, "a tied head is multiplied with"
     assert a.lora(2, 3) == 3 * 2 * (16 + 12 + 12 + 16 + 24 + 24 + 24)
+    assert a.lora(2, 3, ("k_proj", "down_proj")) == 3 * 2 * (12 + 24)
     assert a.kv_bytes(4, 2) == 2 * 4 * 2 * 2 * 2
     assert a.kv_bytes(4, 2, 2) == a.kv_bytes(4, 2) / 2 == a.kv_bytes(4, 2, 4), "a head is never split"
 
@@ -96,7 +99,7 @@ def test_an_engine_by_hand() -> None:
 
 def test_training_by_hand() -> None:
     a = small()
-    memory_of = memory.training(a, 3, 0, True, 5, 2, NOTHING, 1e9)
+    memory_of = memory.training(a, 3, FULL.model_copy(update={"activation_checkpointing": True}), 5, 2, 1, NOTHING, 1e9)
     p = 3 * 592 + 168  # below 50 M: one group, gathered whole
     assert memory_of.parts == {
         "parameters": 2 * p,
@@ -105,22 +108,32 @@ def test_training_by_hand() -> None:
         "gathered in bf16": 2 * p,
         "gradients in flight": 6 * p,
         "activations": 5 * (3 * 16 + memory.activations(a) + 6 * 16),
-        "logits and loss": 5 * 10 * 14,
+        "logits and loss": 5 * 10 * 12,
         "allowance": 0,
     }
-    kept = memory.training(a, 3, 0, False, 5, 2, NOTHING, 1e9)
+    kept = memory.training(a, 3, FULL, 5, 2, 1, NOTHING, 1e9)
     assert kept.parts["activations"] == 5 * (3 * memory.activations(a) + 6 * 16)
-    lora = memory.training(a, 3, 2, False, 5, 1, NOTHING, 1e9)
+    copies = memory.training(a, 3, FULL, 5, 8, 4, NOTHING, 1e9)
+    assert copies.parts == kept.parts and copies.gpus == 8, "four copies, each over two workers"
+    lora = memory.training(a, 3, LORA, 5, 1, 1, NOTHING, 1e9)
     assert lora.parts["gradients"] == 4 * a.lora(2, 3) and lora.parts["AdamW"] == 8 * a.lora(2, 3)
     assert lora.parts["parameters"] == 4 * (p + a.lora(2, 3)), "the frozen base is kept in fp32 too"
 
 
 def test_large_models_gather_two_blocks_and_what_is_outside() -> None:
     a = architecture.read(models.describe("meta-llama/Llama-3.1-8B-Instruct").config, "")
-    parts = memory.training(a, 26, 0, True, 4096, 8, NOTHING, 80e9).parts
+    recomputing = FULL.model_copy(update={"activation_checkpointing": True})
+    parts = memory.training(a, 26, recomputing, 4096, 8, 1, NOTHING, 80e9).parts
     assert parts["parameters"] == 6_721_589_248 / 2
     assert parts["gathered in bf16"] == 2 * (1_050_677_248 + 2 * 218_112_000)
     assert parts["gradients in flight"] == 6 * 1_050_677_248, "the embeddings' gradient is the largest"
+    assert parts["logits and loss"] == 65 * 128_256 * 12, "some 8 million logits at a time"
+    last = recomputing.model_copy(update={"last_layers": 2})
+    parts = memory.training(a, 26, last, 4096, 8, 1, NOTHING, 80e9).parts
+    assert parts["parameters"] == 6_721_589_248 / 2, "the frozen blocks are kept in fp32 too"
+    assert parts["AdamW"] == 2 * parts["gradients"] == 2 * 218_112_000 + 4096
+    assert parts["gradients in flight"] == 6 * 218_112_000, "the embeddings have none"
+    assert parts["activations"] == 4096 * (2 * 2 * 4096 + memory.activations(a) + 6 * 14_336)
 
 
 def test_measuring_is_spread_where_one_gpu_is_too_small() -> None:
@@ -133,8 +146,12 @@ def test_measuring_is_spread_where_one_gpu_is_too_small() -> None:
 def test_host_memory() -> None:
     a = small()
     p = a.parameters(3)
-    assert memory.host(a, 3, 0, 2, 8) == 16 * p, "eight ranks read bf16"
-    assert memory.host(a, 3, 0, 2, 1) == 8 * p, "one rank: the model in fp32 and the trained weights"
+    largest = 8 * 16
+    assert memory.host(a, 3, FULL, 2, 8) == 2 * p + 8 * largest, "one file in bf16, one matrix in fp32 and its sum"
+    assert memory.host(a, 3, LORA, 2, 8) == 2 * p + 8 * 4 * a.lora(2, 3), "eight ranks draw the adapters"
+    assert memory.host(a, 3, LORA, 2, 1) == 2 * p + 4 * a.lora(2, 3) + 8 * largest
+    large = architecture.read(models.describe("meta-llama/Llama-3.1-70B-Instruct").config, "")
+    assert memory.host(large, 64, FULL, 2, 8) == memory.FILE + 8 * 128_256 * 8192
 
 
 def test_every_gpu_can_be_named_in_a_recipe() -> None:

@@ -53,12 +53,17 @@ def test_overrides_reach_sections_and_list_entries() -> None:
         (GOOD + '[[student]]\nname = "sfd"\n', "starts with its objective"),
         (GOOD + '[[student]]\nname = "sft"\n[[student]]\nname = "sft"\n', "names must differ"),
         (GOOD.replace("[[dataset]]", "[dataset]"), "dataset"),
+        (GOOD + '[cluster]\nmetrics_hook = "mine.log"\n', "a hook is module:function"),
+        (GOOD + '[[student]]\nname = "sft"\nlora_rank = 2\nlast_layers = 1\n', "set one of them to 0"),
+        (GOOD + '[[student]]\nname = "sft"\nlora_targets = ["q_proj"]\n', "set lora_rank above 0"),
+        (GOOD + "[cluster]\nworkers = 6\nreplicas = 4\n", "6 workers cannot hold 4 copies"),
+        (GOOD + "[cluster]\nworkers = 6\nreplicas = 4\n", "set cluster.replicas to one of 1, 2, 3, 6"),
     ],
 )  # fmt: skip
 def test_bad_recipes_are_refused(tmp_path: Path, text: str | bytes, said: str) -> None:
     with pytest.raises(BadInput, match=None) as caught:
         recipe_file.load(write(tmp_path, text))
-    assert said in str(caught.value) and "mine.toml" in str(caught.value)
+    assert said in str(caught.value) and "mine.toml" in str(caught.value) and "got '{" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@
 
 import pytest
 
+from cluster import gpus
+from cluster.gpus import Gpu
 from pipelines import lm_tasks
 from pipelines.planning import work
 from pipelines.planning.assumptions import Assumptions, assumed
-from pipelines.planning.gpus import Gpu
 from pipelines.planning.lm_sizes import Size
 from pipelines.planning.work import Engine
+from pipelines.recipe import Student
 from pipelines.recipe_file import BadInput
 from tests.unit.test_memory import small
 
@@ -23,12 +25,14 @@ def engine(split: int = 1, seats: int = 4, room: float = 1e9) -> Engine:
 
 
 def test_training_flops() -> None:
-    assert work.flops_per_token(10, lora=False, recomputed=False) == 60
-    assert work.flops_per_token(10, lora=False, recomputed=True) == 80
-    assert work.flops_per_token(10, lora=True, recomputed=False) == 40
-    assert work.flops_per_token(10, lora=True, recomputed=True) == 60
-    seconds = work.training_seconds(small(), 4, True, False, 1000, 2, GPU, SURE)
+    assert gpus.flops_per_token(10, lora=False, recomputed=False) == 60
+    assert gpus.flops_per_token(10, lora=False, recomputed=True) == 80
+    assert gpus.flops_per_token(10, lora=True, recomputed=False) == 40
+    assert gpus.flops_per_token(10, lora=True, recomputed=True) == 60
+    seconds = work.training_seconds(small(), 4, Student(name="sft", lora_rank=2), 1000, 2, GPU, SURE)
     assert seconds == pytest.approx(1000 * 4 * N / (2 * 1e6 * 0.5))
+    seconds = work.training_seconds(small(), 4, Student(name="sft", last_layers=1), 1000, 2, GPU, SURE)
+    assert seconds == pytest.approx(1000 * (6 * (N - 3 * 592) + 2 * 3 * 592) / (2 * 1e6 * 0.5)), "three are read only"
 
 
 def test_reading() -> None:

@@ -2,6 +2,7 @@
 
     python -m benchmarks.dsbs                        # every setting, three seeds; goes on where it stopped
     python -m benchmarks.dsbs --only sequence --seeds 5
+    python -m benchmarks.dsbs --workers 8            # as many trainings at a time, on the GPU where there is one
 
 The paper (arXiv 2305.02301, fig. 4 and 5): the multi-task student reaches the accuracy of full-data fine-tuning with
 less than half of the examples, with gold labels and with the teacher's. A setting is one task family and whose labels
@@ -16,6 +17,9 @@ for. Intervals are paired bootstraps over test items, scores averaged over seeds
 """
 
 import json
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -31,9 +35,12 @@ from pipelines.recipe import Student
 from pipelines.reporting import recovery
 from pipelines.tiny import families
 from pipelines.tiny import scores as tiny_scores
-from pipelines.training import batches, best, feed, loading, loop, losses, optimizers
+from pipelines.training import batches, best, feed, loading, loop, losses, metrics, optimizers
 
 RESULTS = Path(__file__).parent / "results" / "dsbs.json"
+WORK = Path(__file__).parents[1] / "runs" / "dsbs"
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+BATCH = 1000 if DEVICE == "cuda" else 100  # answers at a time
 FRACTIONS, RATES = (0.1, 0.25, 0.5, 0.75, 1.0), (3e-4, 1e-3)
 VALIDATION, TEST, EVERY, SEARCH_SEED = 200, 400, 50, 100
 ARMS = ("label", "dsbs")
@@ -72,10 +79,17 @@ class Training:
 
 @cache
 def written(family: str, n: int) -> list[tuple[dict[str, Any], dict[str, Any] | None]]:
-    """Train records of a family, and after them the validation records; each with what the teacher said about it."""
+    """Train records of a family, and after them the validation records; each with what the teacher said about it,
+    which is kept in a file."""
     found = families.distinct(family, "train", 0, n + VALIDATION)
-    told = tiny_scores.write(*teacher(), [prompts.explain(p.question) for p in found], 160)
-    made = []
+    file = WORK / f"{family}-{n}-{digest_of(models.TINY, ('.safetensors',))[:12]}.json"
+    if not file.exists():
+        model, tokenizer = teacher()
+        told = tiny_scores.write(model.to(DEVICE), tokenizer, [prompts.explain(p.question) for p in found], 160, BATCH)
+        model.to("cpu")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(told))
+    told, made = json.loads(file.read_text()), []
     for place, (p, text) in enumerate(zip(found, told, strict=True)):
         record = {"id": f"{place:06d}", "context": "", "input": p.question, "history": "", "answer": p.answer}
         parts = rationales.split(text, p.kind)
@@ -107,7 +121,7 @@ def fit(one: Training) -> Any:
     tokens = round(setting.labels * sum(rows.lengths()) / len(rows.grouped()))
     epoch = feed.steps(rows, plain.model_copy(update={"batch_tokens": tokens}), one.seed, pad)[0]
     student = plain.model_copy(update={"batch_tokens": tokens, "micro_tokens": 8192, "epochs": setting.steps / epoch})
-    model = losses.ByToken(loading.load(str(pruned(setting.removed)), student, one.seed))
+    model = losses.ByToken(loading.load(str(pruned(setting.removed)), student, one.seed)).to(DEVICE)
     _, fed = feed.steps(rows, student, one.seed, pad)
     seen = best.Best(model, [])
     optimizer = optimizers.adamw(model, one.rate, 0.01)
@@ -122,8 +136,23 @@ def fit(one: Training) -> Any:
 def scored(model: Any, one: Training, problems: list[families.Problem]) -> str:
     """One character an item, 1 for right: greedy answers."""
     asked = [prompts.answer(objectives.prefix(one.arm) + p.question) for p in problems]
-    said = tiny_scores.write(model, teacher()[1], asked, 160)
+    said = tiny_scores.write(model, teacher()[1], asked, 64, BATCH)
     return "".join(str(int(tiny_scores.right(p, text))) for p, text in zip(problems, said, strict=True))
+
+
+def done(one: Training) -> dict[str, Any]:
+    """The scored items of one training; with them, what it was."""
+    setting, model = SETTINGS[one.setting], fit(one)
+    on = families.distinct(setting.family, "train", 0, setting.rows + VALIDATION)[-VALIDATION:]
+    found = {"validation": scored(model, one, on)}
+    if one.seed != SEARCH_SEED:
+        found["test"] = scored(model, one, families.distinct(setting.family, "test", 1, TEST))
+    return {**key(one), **found, "revision": revision(), "device": metrics.device()}
+
+
+def key(one: Training) -> dict[str, Any]:
+    """What makes a training what it is."""
+    return {**asdict(one), "of": asdict(SETTINGS[one.setting])}
 
 
 class Results:
@@ -138,24 +167,34 @@ class Results:
                 raise SystemExit(f"{path} is of another tiny teacher; move it away to start anew")
             self.rows: list[dict[str, Any]] = kept["trainings"]
 
-    def get(self, one: Training) -> dict[str, Any]:
-        """The scored items of one training; does it where it is not there, or was of another setting."""
-        key = {**asdict(one), "of": asdict(SETTINGS[one.setting])}
-        for row in self.rows:
-            if {name: row[name] for name in key} == key:
-                return row
-        model, family = fit(one), SETTINGS[one.setting].family
-        on = families.distinct(family, "train", 0, SETTINGS[one.setting].rows + VALIDATION)[-VALIDATION:]
-        found = {"validation": scored(model, one, on)}
-        if one.seed != SEARCH_SEED:
-            found["test"] = scored(model, one, families.distinct(family, "test", 1, TEST))
-        self.rows.append({**key, **found, "revision": revision()})
+    def find(self, one: Training) -> dict[str, Any] | None:
+        """The scored items of a training, where it is there and was of the same setting."""
+        wanted = key(one)
+        return next((row for row in self.rows if {name: row[name] for name in wanted} == wanted), None)
+
+    def get(self, asked: Sequence[Training], workers: int) -> list[dict[str, Any]]:
+        """The scored items of trainings; does those that are not there, `workers` at a time."""
+        missing = [one for one in asked if not self.find(one)]
+        for setting in {SETTINGS[one.setting] for one in missing}:
+            written(setting.family, setting.rows)
+        if workers == 1:
+            for one in missing:
+                self.add(done(one))
+        else:
+            with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+                for made in as_completed([pool.submit(done, one) for one in missing]):
+                    self.add(made.result())
+        return [row for one in asked if (row := self.find(one))]
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Keep a training that was done now."""
+        self.rows.append(row)
         partial = self.path.with_suffix(".part")
         partial.write_text(json.dumps({**self.head, "trainings": self.rows}, indent=1) + "\n")
         partial.replace(self.path)
-        shares = ", ".join(f"{on} {share(items):.3f}" for on, items in found.items())
-        print(f"{one.setting} {one.arm} {one.share:.0%} rate {one.rate:g} seed {one.seed}: {shares}", flush=True)
-        return self.rows[-1]
+        shares = ", ".join(f"{on} {share(row[on]):.3f}" for on in ("validation", "test") if on in row)
+        what = f"{row['setting']} {row['arm']} {row['share']:.0%} rate {row['rate']:g} seed {row['seed']}"
+        print(f"{what}: {shares}", flush=True)
 
 
 def share(items: str) -> float:
@@ -163,17 +202,18 @@ def share(items: str) -> float:
     return items.count("1") / len(items)
 
 
-def compared(results: Results, name: str, seeds: int) -> dict[str, Any]:
+def compared(results: Results, name: str, seeds: int, workers: int) -> dict[str, Any]:
     """Per arm and share of the data: accuracy with its interval; and dsbs - label, paired."""
-    rates = {
-        arm: max(RATES, key=lambda rate: share(results.get(Training(name, arm, 0.5, rate, SEARCH_SEED))["validation"]))
-        for arm in ARMS
-    }
+    search = results.get([Training(name, a, 0.5, rate, SEARCH_SEED) for a in ARMS for rate in RATES], workers)
+    ranked = sorted(search, key=lambda row: share(row["validation"]))
+    rates = {row["arm"]: row["rate"] for row in ranked}  # the last one of an arm is its best
+    results.get([Training(name, arm, part, rates[arm], seed)
+                 for part in FRACTIONS for arm in ARMS for seed in range(seeds)], workers)  # fmt: skip
     row: dict[str, Any] = {"setting": name, "rates": rates, "seeds": seeds, "points": []}
     for part in FRACTIONS:
         items = {}
         for arm, rate in rates.items():
-            runs = [results.get(Training(name, arm, part, rate, seed))["test"] for seed in range(seeds)]
+            runs = [r["test"] for r in results.get([Training(name, arm, part, rate, s) for s in range(seeds)], 1)]
             items[arm] = [
                 {"task": name, "id": str(i), "correct": sum(run[i] == "1" for run in runs) / seeds} for i in range(TEST)
             ]
@@ -228,6 +268,7 @@ def draw(rows: list[dict[str, Any]], to: Path) -> None:
 def main(
     only: Annotated[list[str] | None, typer.Option(help="Settings, by name; all where none is given.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Training seeds of each arm and share.")] = 3,
+    workers: Annotated[int, typer.Option(min=1, help="Trainings at a time.")] = 1,
     out: Annotated[Path, typer.Option(help="Where results are kept.")] = RESULTS,
 ) -> None:
     """Train what is missing, then print the table and one line of JSON."""
@@ -235,7 +276,7 @@ def main(
         raise SystemExit(f"no setting {sorted(unknown)[0]!r}; there are {', '.join(SETTINGS)}")
     out.parent.mkdir(parents=True, exist_ok=True)
     results = Results(out)
-    rows = [compared(results, name, seeds) for name in only or SETTINGS]
+    rows = [compared(results, name, seeds, workers) for name in only or SETTINGS]
     print("\n".join([HEAD, *map(shown, rows)]))
     draw(rows, out.with_suffix(".svg"))
     claim = "share of the rows with which dsbs is as right as label only with all of them (None: not reached)"

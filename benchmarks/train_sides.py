@@ -40,7 +40,7 @@ class Memory:
         return {"held": self.held, "peak": torch.cuda.max_memory_allocated() if self.gpu else status("VmHWM")}
 
 
-def ours(home: Path, ranks: int = 0, rank: int = 0) -> None:
+def ours(home: Path, ranks: int = 0, rank: int = 0, compiled: bool = False) -> None:
     """The project's own loop: without sharding, or as one of `ranks` with FSDP2, as Ray Train's workers run it."""
     import torch
     import torch.distributed as dist
@@ -52,7 +52,7 @@ def ours(home: Path, ranks: int = 0, rank: int = 0) -> None:
     student = student_of(about)
     model = losses.ByToken(loading.load(str(home / "model"), student, 0))
     if ranks:
-        model = parallel.parallelize(model, mesh(home, rank, ranks))
+        model = parallel.parallelize(model, mesh(home, rank, ranks), compiled=compiled)
     else:
         model.float().to("cuda" if torch.cuda.is_available() else "cpu")
     optimizer = optimizers.adamw(model, RATE, 0.0)
@@ -70,10 +70,10 @@ def ours(home: Path, ranks: int = 0, rank: int = 0) -> None:
         dist.destroy_process_group()
 
 
-def workers(home: Path, ranks: int) -> None:
+def workers(home: Path, ranks: int, compiled: bool = False) -> None:
     """Ours in `ranks` processes, which share the cores."""
     context = multiprocessing.get_context("spawn")
-    started = [context.Process(target=ours, args=(home, ranks, rank)) for rank in range(ranks)]
+    started = [context.Process(target=ours, args=(home, ranks, rank, compiled)) for rank in range(ranks)]
     for process in started:
         process.start()
     for process in started:
@@ -179,6 +179,7 @@ if __name__ == "__main__":
         "packed": lambda home: trl(home, True),
         "padded": lambda home: trl(home, False),
         "one": lambda home: workers(home, 1),
+        "compiled": lambda home: workers(home, 1, True),
         "two": lambda home: workers(home, 2),
     }
     sides[sys.argv[1]](Path(sys.argv[2]))

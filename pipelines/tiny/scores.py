@@ -21,18 +21,20 @@ from pipelines.training.batches import collate, encode
 from pipelines.training.losses import ByToken
 
 
-def write(model: Any, tokenizer: Any, asked: list[list[prompts.Message]], longest: int = 200) -> list[str]:
-    """Greedy answers of `model` to a list of conversations, in their order."""
+def write(
+    model: Any, tokenizer: Any, asked: list[list[prompts.Message]], longest: int = 200, batch: int = 100
+) -> list[str]:
+    """Greedy answers of `model` to a list of conversations, in their order, `batch` at a time."""
     tokenizer.padding_side = "left"
     said = []
-    for start in range(0, len(asked), 100):
-        texts = [prompts.text(tokenizer, messages) for messages in asked[start : start + 100]]
-        batch = tokenizer(
+    for start in range(0, len(asked), batch):
+        texts = [prompts.text(tokenizer, messages) for messages in asked[start : start + batch]]
+        encoded = tokenizer(
             texts, return_tensors="pt", padding=True, add_special_tokens=False, return_token_type_ids=False
         )
         with torch.inference_mode():
-            made = model.generate(**batch, max_new_tokens=longest, do_sample=False)
-        said += tokenizer.batch_decode(made[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
+            made = model.generate(**encoded.to(model.device), max_new_tokens=longest, do_sample=False)
+        said += tokenizer.batch_decode(made[:, encoded.input_ids.shape[1] :], skip_special_tokens=True)
     return said
 
 

@@ -76,12 +76,13 @@ def _varlen(
 ) -> torch.Tensor:  # fmt: skip
     from torch.nn.attention.varlen import varlen_attn
 
-    flat = [states[0].transpose(0, 1) for states in (query, key, value)]
+    # As autocast has it for SDPA: rotary embeddings of fp32 states are fp32, and the kernel takes no such
+    flat = [states[0].transpose(0, 1).to(torch.bfloat16) for states in (query, key, value)]
     made: Any = varlen_attn(
         flat[0], flat[1], flat[2], starts, starts, longest, longest, scale=scale, enable_gqa=True,
         window_size=(-1 if window is None else window - 1, 0),  # to the left of a token, and to its right
     )  # fmt: skip
-    return made[None]
+    return made[None].to(query.dtype)
 
 
 def check(model: Any) -> None:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 IGNORED = -100
-LOGITS = 1 << 23  # logits at a time: 32 MiB in fp32
+LOGITS = {"cpu": 1 << 23, "cuda": 1 << 28}  # at a time; in fp32 32 MiB and 1 GiB
 # Where logits are more than the head's product, transformers' own forward makes them (Gemma 2, Cohere, Granite, …).
 SCALED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "mup_width_multiplier")
 
@@ -49,7 +49,8 @@ def nats(hidden: torch.Tensor, head: Callable[[torch.Tensor], torch.Tensor], tar
     def some(states: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         return _nats(head(states), wanted)
 
-    size = max(1, LOGITS // getattr(head, "out_features", LOGITS))
+    most = LOGITS[hidden.device.type]
+    size = max(1, most // getattr(head, "out_features", most))
     if len(targets) <= size:  # the backward pass begins here, so that nothing would be gained by dropping them
         return some(hidden, targets)
     chunks = zip(hidden.split(size), targets.split(size), strict=True)

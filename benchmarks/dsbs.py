@@ -1,7 +1,7 @@
 """Does distilling step-by-step need fewer examples than labels alone? A resumable sweep on the tiny teacher.
 
     python -m benchmarks.dsbs                        # every setting, three seeds; goes on where it stopped
-    python -m benchmarks.dsbs --only sequence --seeds 5
+    python -m benchmarks.dsbs --only addition --seeds 5
     python -m benchmarks.dsbs --workers 8            # as many trainings at a time, on the GPU where there is one
 
 The paper (arXiv 2305.02301, fig. 4 and 5): the multi-task student reaches the accuracy of full-data fine-tuning with
@@ -51,17 +51,17 @@ class Setting:
     """What one comparison holds fixed. `rows`: 100 % of them; `labels` a step."""
 
     family: str
-    rows: int = 1000
+    rows: int = 4000
     teacher_labels: bool = False
     removed: int = 3
-    steps: int = 600
+    steps: int = 800
     labels: int = 32
     alpha: float = 0.5
 
 
 SETTINGS = {
-    "sequence": Setting("sequence"),
-    "sequence-unlabelled": Setting("sequence", teacher_labels=True),
+    "addition": Setting("addition"),
+    "addition-unlabelled": Setting("addition", teacher_labels=True),
     "compare": Setting("compare"),
 }
 
@@ -147,7 +147,7 @@ def done(one: Training) -> dict[str, Any]:
     found = {"validation": scored(model, one, on)}
     if one.seed != SEARCH_SEED:
         found["test"] = scored(model, one, families.distinct(setting.family, "test", 1, TEST))
-    return {**key(one), **found, "revision": revision(), "device": metrics.device()}
+    return {**key(one), **found, "revision": revision(), "device": metrics.device(), "torch": torch.__version__}
 
 
 def key(one: Training) -> dict[str, Any]:
@@ -160,7 +160,7 @@ class Results:
 
     def __init__(self, path: Path) -> None:
         self.path, self.rows = path, []
-        self.head = {"teacher": digest_of(models.TINY, (".safetensors",)), "versions": versions()}
+        self.head = {"teacher": digest_of(models.TINY, (".safetensors",))}
         if path.exists():
             kept = json.loads(path.read_text())
             if kept["teacher"] != self.head["teacher"]:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 IGNORED = -100
-LOGITS = {"cpu": 1 << 23, "cuda": 1 << 28}  # at a time; in fp32 32 MiB and 1 GiB
+LOGITS = {"cpu": 1 << 23, "cuda": 1 << 27}  # at a time; in fp32 32 and 512 MiB
 # Where logits are more than the head's product, transformers' own forward makes them (Gemma 2, Cohere, Granite, …).
 SCALED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "mup_width_multiplier")
 

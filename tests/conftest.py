@@ -30,7 +30,7 @@ def ray_session() -> Iterator[None]:
 def regrow(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """The command itself, in a process of its own, in an empty directory."""
 
-    def call(*words: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    def call(*words: str, timeout: float = 1200) -> subprocess.CompletedProcess[str]:
         command = [str(Path(sys.executable).parent / "regrow"), *words]
         return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=timeout, check=False)
 
@@ -119,7 +119,7 @@ def small_disk(tmp_path: Path) -> Callable[[str], subprocess.CompletedProcess[st
         disk = 'disk() { mkdir -p "$2" && mount -t tmpfs -o "size=$1" tmpfs "$2" || exit 99; }\n'
         return subprocess.run(
             [*able[0], "sh", "-c", ELSEWHERE + disk + script, str(ROOT), sys.prefix],
-            capture_output=True, text=True, cwd=tmp_path, timeout=600, check=False,
+            capture_output=True, text=True, cwd=tmp_path, timeout=1200, check=False,
             env={**os.environ, "PYTHONPATH": "/mnt/code"},
         )  # fmt: skip
 

@@ -46,7 +46,7 @@ class Driver:
         self.process.kill()
         self.process.wait()
 
-    def ends(self, status: int = 0, timeout: float = 500) -> None:
+    def ends(self, status: int = 0, timeout: float = 1200) -> None:
         """Assert that it ends by itself, with `status`."""
         assert self.process.wait(timeout) == status, self.said()
 
@@ -56,7 +56,7 @@ class Driver:
         return self.log.read()[-3000:]
 
 
-def until(condition: Callable[[], object], driver: Driver | None = None, timeout: float = 400) -> None:
+def until(condition: Callable[[], object], driver: Driver | None = None, timeout: float = 1200) -> None:
     """Wait for `condition`; fails where the driver ends before, or it takes too long."""
     deadline = time.monotonic() + timeout
     while not condition():

@@ -17,7 +17,7 @@ from pipelines.recipe import Student
 
 MASTER, MOMENTS, COMPUTE = 4, 8, 2  # bytes: fp32 parameter, its two AdamW moments, bf16
 LOSS = 12  # bytes a logit: bf16 logits and gradient, fp32 log-softmax and gradient (losses.nats)
-LOGITS = 1 << 23  # losses.LOGITS: at a time
+LOGITS = 1 << 27  # losses.LOGITS of a GPU: at a time
 FILE = 2 << 30  # saving.FILE: bytes of a checkpoint's file
 SMALL = 50_000_000  # parallel.SMALL: below, FSDP2 has one group
 

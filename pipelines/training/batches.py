@@ -76,13 +76,20 @@ class Planned(NamedTuple):
 
 
 def encode(tokenizer: Any, messages: list[prompts.Message], target: str) -> Encoded:
-    """Token ids of the prompt, then of the target and the end token.
+    """Token ids of the prompt, then of the target and the end token."""
+    return encode_all(tokenizer, [messages], [target])[0]
+
+
+def encode_all(tokenizer: Any, asked: Sequence[list[prompts.Message]], targets: Sequence[str]) -> list[Encoded]:
+    """The like of many rows at once, which a fast tokenizer does on all cores.
 
     Prompt and target are encoded apart: this is what a server does, which sees the prompt alone."""
     chat = bool(tokenizer.chat_template)
-    asked = tokenizer(prompts.text(tokenizer, messages), add_special_tokens=not chat).input_ids
-    answered = tokenizer(target, add_special_tokens=False).input_ids
-    return Encoded([*asked, *answered, tokenizer.eos_token_id], len(asked))
+    texts = [prompts.text(tokenizer, messages) for messages in asked]
+    before = tokenizer(texts, add_special_tokens=not chat).input_ids
+    after = tokenizer(list(targets), add_special_tokens=False).input_ids
+    end = tokenizer.eos_token_id
+    return [Encoded([*ids, *more, end], len(ids)) for ids, more in zip(before, after, strict=True)]
 
 
 def flat(

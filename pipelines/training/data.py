@@ -1,6 +1,6 @@
 """The rows that a student learns from, read from their file and encoded."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from pipelines.training import batches
 
 TEXT, NUMBER = ("id", "prompt", "target"), "weight"
 MORE = ("history", "task", NUMBER)  # where they are there
+SOME = 1000  # rows that are encoded at once
 
 
 class Data(NamedTuple):
@@ -37,8 +38,7 @@ def read(pruned: Path, file: str, max_length: int, long_rows: str = "drop") -> D
     kept: list[batches.Encoded] = []
     of: list[dict[str, Any]] = []
     truncated = 0
-    for row in given:
-        encoded = _encoded(tokenizer, file, row)
+    for row, encoded in zip(given, _encoded(tokenizer, file, given), strict=True):
         if len(encoded.ids) > max_length:
             if long_rows == "drop" or encoded.prompt >= max_length:
                 continue
@@ -61,15 +61,19 @@ def _flat(kept: list[batches.Encoded], of: list[dict[str, Any]], ids: Sequence[s
     return batches.flat(kept, tasks, weights, groups.tolist())
 
 
-def _encoded(tokenizer: Any, file: str, row: dict[str, Any]) -> batches.Encoded:
+def _encoded(tokenizer: Any, file: str, rows: list[dict[str, Any]]) -> Iterator[batches.Encoded]:
+    for start in range(0, len(rows), SOME):
+        some = rows[start : start + SOME]
+        yield from batches.encode_all(tokenizer, [_asked(file, r) for r in some], [r["target"] for r in some])
+
+
+def _asked(file: str, row: dict[str, Any]) -> list[conversations.Message]:
     try:
-        before = conversations.load(row.get("history"))
-        asked = prompts.answer(row["prompt"], before)
+        return prompts.answer(row["prompt"], conversations.load(row.get("history")))
     except (ValueError, TypeError, KeyError) as error:
         raise BadInput(
             f"training data {file}, row {row['id']}: history is not the JSON text of a list of turns: {error}"
         ) from error
-    return batches.encode(tokenizer, asked, row["target"])
 
 
 def _table(file: str) -> list[dict[str, Any]]:

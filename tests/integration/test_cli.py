@@ -196,7 +196,7 @@ def test_interrupted_while_rows_are_read(home: Path, signum: int) -> None:
         time.sleep(0.02)
     time.sleep(1)
     run.send_signal(signum)
-    said, _ = run.communicate(timeout=60)
+    said, _ = run.communicate(timeout=240)
     assert run.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[signum], said
     assert "the same command goes on from here" in said and "Traceback" not in said
     assert not prepared(home)

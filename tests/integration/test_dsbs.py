@@ -9,7 +9,7 @@ import pytest
 from pipelines import evaluate, models, recipe_file, run
 from pipelines.tiny import families
 
-pytestmark = pytest.mark.timeout(500)
+pytestmark = pytest.mark.timeout(1800)
 RECIPE = """
 name = "steps"
 [teacher]

@@ -72,5 +72,5 @@ def test_ten_thousand_files_are_found_in_one_listing(faulty_bucket: FaultyBucket
         began = time.monotonic()
         found = storage.find(f"{faulty_bucket.url}/{tmp_path.name}/{pattern}")
         assert len(found) == 10_000 and set(found.values()) == {2}
-        assert time.monotonic() - began < 15, "a loaded machine of two cores needs 3 s"
+        assert time.monotonic() - began < 120, "a quiet machine of two cores needs 1 s, ten thousand requests minutes"
         assert sum(faulty_bucket.requests.values()) <= 15

@@ -14,7 +14,7 @@ from pipelines.generation import job
 from pipelines.recipe import Student
 from pipelines.tiny import scores as tiny_scores
 
-pytestmark = pytest.mark.timeout(560)
+pytestmark = pytest.mark.timeout(1800)
 SETTINGS = [
     "dataset.0.rows=64",
     "dataset.0.test_rows=1",

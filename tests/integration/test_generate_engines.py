@@ -55,7 +55,7 @@ def address() -> Iterator[str]:
         yield cluster.address
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_kills_on_vllm(address: str, tmp_path: Path, poisoned: dict[str, str]) -> None:
     """Three drivers, an engine and its actor are killed, and a row takes its engine with it: all on real engines."""
     rows = 400

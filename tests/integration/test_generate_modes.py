@@ -14,7 +14,7 @@ from pipelines.generation import asking
 from pipelines.generation.job import Columns, Job
 from tests import endpoints
 
-pytestmark = [pytest.mark.timeout(560), pytest.mark.usefixtures("ray_session")]
+pytestmark = [pytest.mark.timeout(1800), pytest.mark.usefixtures("ray_session")]
 QUESTIONS = [
     "Leo has 29 cards. Leo loses 7. Leo loses 18. How many cards does Leo have now?",
     "Ben has 21 books. Ben buys 3 more. Ben sells 18. Ben gets 15 more. How many books does Ben have now?",

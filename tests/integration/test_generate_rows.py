@@ -15,7 +15,7 @@ from pipelines import parts
 from pipelines.generation import asking, board, flow, shards, source
 from tests import generated
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("ray_session")]
+pytestmark = [pytest.mark.timeout(1800), pytest.mark.usefixtures("ray_session")]
 Lines = list[tuple[Any, str]]  # a row or line, and a piece of the reason why it is held, "" where it is answered
 
 ODD: Lines = [

@@ -13,7 +13,7 @@ from pipelines import conversations, parts
 from pipelines.generation import board, finishing
 from tests import generated
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("ray_session")]
+pytestmark = [pytest.mark.timeout(1800), pytest.mark.usefixtures("ray_session")]
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from pipelines.generation import asking, board, flow, shards, source
 from tests import generated
 from tests.faulty_s3 import FaultyBucket
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 Run = Callable[..., subprocess.CompletedProcess[str]]
 ECHO = ("generate", "--model", "echo")
 SHARE = {"500": 0.05, "503": 0.05, "slow": 0.05, "drop_upload": 0.1, "drop_answer": 0.1, "drop_download": 0.1}
@@ -36,7 +36,7 @@ def test_faulty_s3(faulty_bucket: FaultyBucket, regrow: Run) -> None:
 
     proxied = threading.Thread(target=_away_after, args=(faulty_bucket, out, 3), daemon=True)
     proxied.start()
-    done = regrow(*command, timeout=600)
+    done = regrow(*command, timeout=1200)
     faulty_bucket.calm()
     assert done.returncode == 1, done.stderr
     last = done.stderr.strip().splitlines()[-1]
@@ -50,7 +50,7 @@ def test_faulty_s3(faulty_bucket: FaultyBucket, regrow: Run) -> None:
     faulty_bucket.rates = SHARE
     for kind in SHARE:  # each at least once: which requests the draws meet depends on their order
         faulty_bucket.once(kind)
-    done = regrow(*command, timeout=600)
+    done = regrow(*command, timeout=1200)
     faulty_bucket.calm()
     assert done.returncode == 0, done.stderr
     assert set(faulty_bucket.counts) == set(SHARE), faulty_bucket.counts

@@ -164,7 +164,7 @@ def chromium(tmp_path: Path, page: Path, *flags: str) -> tuple[str, list[str]]:
                "--disable-gpu", "--disable-quic",
                "--disable-background-networking", "--disable-component-update", "--disable-sync",
                "--disable-dev-shm-usage", f"--user-data-dir={tmp_path / 'profile'}", *flags, page.as_uri()]  # fmt: skip
-    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=900)
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 

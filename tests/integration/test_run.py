@@ -14,7 +14,7 @@ import pytest
 
 from pipelines import recipe_file
 
-pytestmark = pytest.mark.timeout(560)
+pytestmark = pytest.mark.timeout(1800)
 REGROW = str(Path(sys.executable).parent / "regrow")
 RECIPE = """
 name = "small"
@@ -112,12 +112,12 @@ def test_interrupted_anywhere_it_leaves_resumable_state_and_no_process(home: Pat
     shards = {path: path.read_bytes() for path in home.glob("runs/small/artifacts/generate-*/data/part-*.parquet")}
     run = start(home, "run", "small.toml")
     lines_until(run, said)
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + 600
     while callable(wait) and not wait(home) and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0 if callable(wait) else wait)
     os.killpg(run.pid, signum)
-    rest, _ = run.communicate(timeout=60)
+    rest, _ = run.communicate(timeout=240)
     assert run.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[signum], rest
     # "terminated; …", or where the signal reached Ray's servers first "stopped without cleaning up; …"
     assert "the same command goes on from here" in rest and "Traceback" not in rest
@@ -129,7 +129,7 @@ def test_interrupted_anywhere_it_leaves_resumable_state_and_no_process(home: Pat
 
 def test_the_same_command_goes_on_to_the_report(home: Path) -> None:
     run = start(home, "run", "small.toml")
-    said, _ = run.communicate(timeout=500)
+    said, _ = run.communicate(timeout=1200)
     assert run.returncode == 0, said
     assert all(f"{stage}: reused" in said for stage in ("prepare", "prune", "generate", "train")), said
     assert "Traceback" not in said
@@ -152,9 +152,9 @@ def test_again_reuses_every_stage(home: Path) -> None:
     before = {path: path.read_bytes() for path in home.glob("runs/small/artifacts/*/manifest.json")}
     began = time.monotonic()
     run = start(home, "run", "small.toml")
-    said, _ = run.communicate(timeout=60)
+    said, _ = run.communicate(timeout=240)
     assert run.returncode == 0 and said.count("reused") == 5, said
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 200
     assert before == {path: path.read_bytes() for path in home.glob("runs/small/artifacts/*/manifest.json")}
     assert all(stage["reused"] for stage in json.loads((home / "runs/small/report.json").read_text())["stages"])
 
@@ -172,7 +172,7 @@ def test_serve_a_run_and_stop_it(home: Path) -> None:
         assert "=" in reply.choices[0].message.content and reply.usage.completion_tokens > 4
     finally:
         os.killpg(run.pid, signal.SIGTERM)
-    said, _ = run.communicate(timeout=60)
+    said, _ = run.communicate(timeout=240)
     assert run.returncode == 143, said
     assert "Traceback" not in said
     assert not survivors()

@@ -22,7 +22,7 @@ from serving import endpoint
 from tests import others
 from tests.others import CONFIGS, LAYERS, QUESTIONS, WINDOW
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(1800)
 # In one process and without engine processes: importing vLLM takes longer than all five models.
 VLLM = """
 import json, sys

@@ -19,7 +19,7 @@ from pipelines.training.data import read as data_of
 from tests import tiny, trainings
 from tests.trainings import assert_shown, losses, recipe, steps, when
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(1800)
 FULL = Student(
     name="sft", epochs=7.5, batch_tokens=640, micro_tokens=256, learning_rate=3e-3, checkpoint_steps=4, max_length=100
 )

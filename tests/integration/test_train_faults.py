@@ -24,7 +24,7 @@ from pipelines.training import checkpoints
 from tests import drivers, others, tiny, trainings
 from tests.trainings import losses, recipe, when
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(1800)
 KILLS = int(os.environ.get("REGROW_SOAK_KILLS", "100"))
 STUDENT = Student(
     name="sft", epochs=12, batch_tokens=160, micro_tokens=64, learning_rate=3e-3, checkpoint_steps=4, max_length=100

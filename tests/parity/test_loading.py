@@ -132,7 +132,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for p in model.parameters():  # norms and biases begin as constants
             torch.nn.init.normal_(p, std=0.5)
         model.bfloat16().save_pretrained(folder / family)
-    ranks.run(on_rank, RANKS, folder, 300)
+    ranks.run(on_rank, RANKS, folder, 1200)
     return folder
 
 

@@ -148,7 +148,7 @@ def _across(folder: Path, ranks: int, group: str, mesh: Any, checkpoints: Any, p
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what 1, 2 and 4 ranks saw."""
     folder = tiny.model_dir(tmp_path_factory.mktemp("runs"), layers=2)
-    ranks.run(on_rank, (1, 2, 4), folder, 240)
+    ranks.run(on_rank, (1, 2, 4), folder, 1200)
     return folder
 
 

@@ -23,7 +23,7 @@ def by_hand(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("logits", [1, 4 * VOCABULARY, 1 << 23])  # a token at a time, four, all
 def test_nats_in_float64(logits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A few ulp of float64: the same sums in another order."""
-    monkeypatch.setattr(losses, "LOGITS", logits)
+    monkeypatch.setitem(losses.LOGITS, "cpu", logits)
     hidden, head, targets = case()
     seen = losses.nats(hidden, head, targets).detach().numpy()
     np.testing.assert_allclose(seen, by_hand(head(hidden).detach().numpy(), targets.numpy()), rtol=1e-12)
@@ -41,7 +41,7 @@ def test_bf16_logits_are_summed_in_float32() -> None:
 @pytest.mark.parametrize("logits", [4 * VOCABULARY, 1 << 23])
 def test_gradients_are_softmax_minus_one_hot(logits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of weighted nats, written out; float64."""
-    monkeypatch.setattr(losses, "LOGITS", logits)
+    monkeypatch.setitem(losses.LOGITS, "cpu", logits)
     hidden, head, targets = case()
     weights = torch.rand(TOKENS, dtype=torch.float64)
     (losses.nats(hidden, head, targets) * weights).sum().backward()

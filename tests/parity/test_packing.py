@@ -50,7 +50,7 @@ def alone(model: Any, rows: list[batches.Encoded]) -> list[torch.Tensor]:
 def test_a_pack_is_its_rows(checkpoints: dict[str, Path], family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Grouped queries, tied embeddings, a sliding window shorter than a row: nats and gradients of every parameter in
     float64, to 1e-9 of the largest."""
-    monkeypatch.setattr(losses, "LOGITS", 1 << 10)  # several shares of the logits
+    monkeypatch.setitem(losses.LOGITS, "cpu", 1 << 10)  # several shares of the logits
     rows, peer = encoded(), load(checkpoints[family], "sdpa")
     weights = [0.5, 1.0, 2.0, 0.25, 3.0, 1.0]
     theirs = alone(peer, rows)

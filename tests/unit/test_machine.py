@@ -89,7 +89,7 @@ def test_memory_without_a_limit_is_the_machines(tmp_path: Path, unlimited: str) 
 def test_a_command_that_hangs_is_left_after_the_limit_with_its_children() -> None:
     began = time.monotonic()
     status, said = machine.answer(["sh", "-c", "sleep 77.125 & echo $!; wait"], 0.5)
-    assert status is None and time.monotonic() - began < 30
+    assert status is None and time.monotonic() - began < 60
     child = Path(f"/proc/{said.split()[0]}")
     for _ in range(50):
         if not child.exists() or "\nState:\tZ" in (child / "status").read_text():
@@ -129,7 +129,7 @@ def test_gpus(smi: Callable[[str], None]) -> None:
     assert machine.gpus() is None
     smi("sleep 60")
     began = time.monotonic()
-    assert machine.gpus(seconds=0.5) is None and time.monotonic() - began < 30
+    assert machine.gpus(seconds=0.5) is None and time.monotonic() - began < 50
 
 
 def test_where_nothing_can_be_written(tmp_path: Path) -> None:

@@ -49,9 +49,9 @@ def test_an_interruption_is_neither_lost_nor_raised_into_the_cleaning_up(
 ) -> None:
     began = time.monotonic()
     command = [sys.executable, "-c", script, str(int(signum))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.stdout == f"{said}\n", done.stderr
-    assert done.returncode == status and time.monotonic() - began < 40
+    assert done.returncode == status and time.monotonic() - began < 200
 
 
 TURNED = """
@@ -69,7 +69,7 @@ with signals.interruptible():
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)])
 def test_an_error_that_c_code_makes_of_an_interruption_is_the_interruption(signum: int, status: int) -> None:
     command = [sys.executable, "-c", TURNED, str(int(signum))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == status, done.stderr
 
 
@@ -95,7 +95,7 @@ with signals.interruptible():
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_cleaning_up_has_an_end(signum: int, status: int) -> None:
     command = [sys.executable, "-c", STUCK, str(int(signum))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == status and "the same command goes on from here" in done.stderr
     child, until = int(done.stdout), time.monotonic() + 10  # on a busy machine a killed process takes a moment to go
     while lives(child) and time.monotonic() < until:

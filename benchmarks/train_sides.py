@@ -101,6 +101,8 @@ def trl(home: Path, packed: bool) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
+    from pipelines.training import loop
+
     disable_progress_bars()
     about, rows = workload(home)
     said: dict[str, Any] = {"nats": 0.0, "tokens": 0, "clock": Clock()}
@@ -116,6 +118,7 @@ def trl(home: Path, packed: bool) -> None:
         def on_step_end(self, *_: Any, **__: Any) -> None:
             said["clock"].append((time.perf_counter(), int(said["tokens"])))
 
+    half = loop.halved("cuda" if torch.cuda.is_available() else "cpu")
     flash = torch.cuda.is_available() and importlib.util.find_spec("flash_attn")
     attention = "flash_attention_2" if flash else "sdpa"
     model = AutoModelForCausalLM.from_pretrained(home / "model", dtype=torch.float32, attn_implementation=attention)
@@ -123,7 +126,7 @@ def trl(home: Path, packed: bool) -> None:
     data = Dataset.from_dict({"input_ids": [row["ids"] for row in rows], "labels": labels})
     mean = sum(len(row["ids"]) for row in rows) / len(rows)
     how = {
-        "packing": packed, "packing_strategy": "bfd", "max_length": about["longest"], "bf16": True,
+        "packing": packed, "packing_strategy": "bfd", "max_length": about["longest"], "bf16": half,
         "per_device_train_batch_size": 1 if packed else max(1, round(about["longest"] / mean)),
         "gradient_accumulation_steps": about["tokens"] // about["longest"],
         "gradient_checkpointing": False, "learning_rate": RATE, "weight_decay": 0.0, "num_train_epochs": 1,

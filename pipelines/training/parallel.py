@@ -30,9 +30,9 @@ def parallelize(
     """Shard `model` in place over `mesh` (as `parallel.mesh` makes it) and return it.
 
     Parameters are kept in fp32 (fp64 stays); on a GPU computation and all-gather are bf16 and gradients
-    are reduced in fp32, on a CPU the caller's autocast does the same. Gradients are summed over all
-    ranks, not averaged: the loss is divided by the global token count beforehand, and a sum is what
-    gloo and NCCL both have at any world size."""
+    are reduced in fp32, on a CPU the caller's autocast does the same where it pays (loop.halved). Gradients
+    are summed over all ranks, not averaged: the loss is divided by the global token count beforehand, and
+    a sum is what gloo and NCCL both have at any world size."""
     gpu = mesh.device_type == "cuda"
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if gpu else MixedPrecisionPolicy()
     small = sum(parameter.numel() for parameter in model.parameters()) < SMALL

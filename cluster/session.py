@@ -56,10 +56,10 @@ def session(address: str, cpus: int | None) -> Iterator[None]:
 
 
 def _start(**options: Any) -> None:
-    """ray.init, tried three times: it gives a new cluster 30 s and no more, which a busy machine may need."""
+    """ray.init, tried six times: it gives a new cluster 30 s and no more, which a busy machine may need."""
     import ray
 
-    for left in (2, 1, 0):
+    for left in reversed(range(6)):
         try:
             ray.init(**options)
             return
@@ -67,7 +67,7 @@ def _start(**options: Any) -> None:
             if "timed out during startup" not in str(error):
                 raise
             if not left:
-                raise RuntimeError("Ray did not start within three times 30 s; is the machine overloaded?") from error
+                raise RuntimeError("Ray did not start within six times 30 s; is the machine overloaded?") from error
 
 
 def worker_environment() -> dict[str, str]:

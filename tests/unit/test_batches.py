@@ -27,6 +27,15 @@ def test_encode_masks_exactly_the_prompt(chat: bool) -> None:
     assert labels == [IGNORED] * row.prompt + list(row.ids[row.prompt :])
 
 
+@pytest.mark.parametrize("chat", [True, False])
+def test_many_rows_are_encoded_as_each_alone(chat: bool) -> None:
+    words = tiny.tokenizer(chat)
+    asked = [prompts.answer(f"What is {'1 + ' * n}2?") for n in range(5)]
+    said = ["It is 3.", "", "4", " 5 ", "six <|end|> 6"]
+    alone = [batches.encode(words, *row) for row in zip(asked, said, strict=True)]
+    assert batches.encode_all(words, asked, said) == alone and len({len(row.ids) for row in alone}) > 2
+
+
 def test_a_pack_is_one_sequence_whose_positions_begin_anew() -> None:
     made = batches.collate([batches.Encoded([5, 6, 7], 1), batches.Encoded([8, 9], 0)], np.array([[0.5, 2.0]]), pad=0)
     assert made.inputs["input_ids"].tolist() == [[5, 6, 7, 8, 9]]

@@ -28,7 +28,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks.sdd_against_sft import pruned, revision, teacher
+from benchmarks.tiny_students import pruned, revision, teacher
 from cluster.artifacts import digest_of, versions
 from pipelines import models, objectives, prompts, rationales
 from pipelines.recipe import Student

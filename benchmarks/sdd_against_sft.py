@@ -1,7 +1,7 @@
 """Does self-data distillation beat plain fine-tuning on a pruned model? A resumable sweep on the tiny teacher.
 
-    python benchmarks/sdd_against_sft.py                     # every setting, three seeds; goes on where it stopped
-    python benchmarks/sdd_against_sft.py --only base --seeds 5
+    python -m benchmarks.sdd_against_sft                     # every setting, three seeds; goes on where it stopped
+    python -m benchmarks.sdd_against_sft --only base --seeds 5
 
 A setting is: layers removed, LoRA rank (0: full), training rows, style of the references (`own` is the
 control: references in the teacher's own words leave self-distillation nothing to mend). In each, both
@@ -19,8 +19,6 @@ of the settings asked for.
 
 import itertools
 import json
-import subprocess
-import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -30,8 +28,9 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from benchmarks.tiny_students import pruned, revision, teacher
 from cluster.artifacts import digest_of, versions
-from pipelines import cuts, layers, models, prompts, verdicts
+from pipelines import models, prompts, verdicts
 from pipelines.recipe import Student
 from pipelines.reporting import recovery
 from pipelines.tiny import families, styles
@@ -69,28 +68,6 @@ SETTINGS = {
     "prose-rank-16": Setting(style="prose", rank=16),
     "layers-4-rank-16": Setting(layers=4, rank=16),
 }
-
-
-@cache
-def teacher() -> tuple[Any, Any]:
-    """The unpruned model and its tokenizer."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(models.TINY, dtype=torch.float32).eval()
-    return model, AutoTokenizer.from_pretrained(models.TINY)
-
-
-@cache
-def pruned(n: int) -> Path:
-    """The teacher without the `n` blocks of least angular distance, as a checkpoint."""
-    model, tokenizer = teacher()
-    asked = [p for f in families.FAMILIES for p in families.distinct(f, "train", 7, 16)]
-    texts = [tokenizer(prompts.text(tokenizer, prompts.answer(p.question))).input_ids for p in asked]
-    removed = cuts.choose("angular", n, layers.measure(model, texts))
-    folder = Path(tempfile.mkdtemp(prefix="regrow-sweep-"))
-    fresh = type(model).from_pretrained(models.TINY, dtype=torch.float32)
-    layers.remove(fresh, removed).save_pretrained(folder)
-    return folder
 
 
 @cache
@@ -143,13 +120,6 @@ def mean(found: dict[str, str], among: Iterable[str] = tuple(families.FAMILIES))
     """The average over families of the share of right items."""
     shares = [found[family].count("1") / len(found[family]) for family in among]
     return sum(shares) / len(shares)
-
-
-@cache
-def revision() -> str:
-    """The commit whose code runs."""
-    told = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return told.stdout.strip() or "unknown"
 
 
 class Results:

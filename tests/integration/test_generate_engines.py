@@ -1,4 +1,4 @@
-"""Drivers, engines and actors killed on real vLLM engines, and a row that takes its engine with it."""
+"""A driver, an engine and an actor killed on real vLLM engines, and a row that takes its engine with it."""
 
 import os
 import signal
@@ -57,21 +57,18 @@ def address() -> Iterator[str]:
 
 @pytest.mark.timeout(1800)
 def test_kills_on_vllm(address: str, tmp_path: Path, poisoned: dict[str, str]) -> None:
-    """Two drivers, an engine and its actor are killed, and a row takes its engine with it: all on real engines."""
+    """A driver, its engine and its actor are killed, and a row takes its engine with it: all on real engines."""
     rows = 400
     found, out, log = generated.rows(rows), tmp_path / "out", tmp_path / "log"
     found[-30]["prompt"] += " §"
     source = generated.write(tmp_path / "in.jsonl", found)
     words = ("--model", "tiny", "--max-tokens", "64", "--max-num-seqs", "4", "--max-model-len", "256",
              "--shard-rows", "10")  # fmt: skip
-    started = Driver(source, out, address, *words, log=log, **poisoned)
-    until(lambda: processes("VLLM::EngineCore"), started)
+    killed = Driver(source, out, address, *words, log=log, **poisoned)
+    until(lambda: landed(out) >= 3, killed)
     engines = processes("VLLM::EngineCore")
-    started.kill()
-    assert not psutil.wait_procs(engines, 60)[1], "nothing is left behind with a model in memory"
-    second = Driver(source, out, address, *words, log=log, **poisoned)
-    until(lambda: landed(out) >= 3, second)
-    second.kill()
+    killed.kill()
+    assert engines and not psutil.wait_procs(engines, 60)[1], "nothing is left behind with a model in memory"
     last = Driver(source, out, address, *words, log=log, **poisoned)
     before = generated.bytes_of(out)
     until(lambda: landed(out) > len(before), last)

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from cluster import signals
-from pipelines import cli_generate
+from pipelines import cli_generate, cli_serve
 
 app = typer.Typer(
     help="Make a large language model smaller and grow its quality back, on Ray.",
@@ -94,28 +94,17 @@ def report(run: RunArgument) -> None:
     _show(recipe, made)
 
 
-@app.command(
-    epilog="Examples: `regrow serve runs/quickstart` · `regrow serve runs/quickstart --only teacher --only sdd`"
-)
+@app.command(epilog=cli_serve.EXAMPLES)
 def serve(
     run: RunArgument,
-    only: Annotated[list[str] | None, typer.Option(help="Serve this model of the run; repeat for more.")] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    only: cli_serve.Only = None,
+    host: cli_serve.Host = None,
+    port: cli_serve.Port = None,
+    keys: cli_serve.Keys = None,
+    without_keys: cli_serve.Keyless = False,
 ) -> None:
     """Serve teacher and students of a run behind an OpenAI-compatible endpoint until Ctrl-C."""
-    from cluster.session import session
-    from pipelines import run as story
-
-    recipe = _remembered(run)
-    models = story.servable(recipe, only or [])
-    given = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
-    settings = recipe.serve.model_copy(update=given)
-    from serving import endpoint
-
-    with session(recipe.cluster.address, recipe.cluster.cpus):
-        teacher = recipe.teacher
-        endpoint.serve_forever(models, settings, teacher.max_model_len, teacher.dtype, teacher.tensor_parallel)
+    cli_serve.serve(_remembered(run), only or [], host, port, keys, without_keys)
 
 
 @app.command(epilog="Examples: `regrow clean runs/quickstart` · `regrow clean runs/quickstart --yes`")

@@ -46,12 +46,15 @@ def evaluate(
     from serving import endpoint, engine
 
     asked = (recipe.teacher.max_model_len, recipe.teacher.dtype, recipe.teacher.tensor_parallel)
+    # Bounds for strangers: here a refused question would be a wrong answer.
+    room = {"queue": max(recipe.serve.queue, recipe.evaluate.concurrency), "max_output_tokens": None}
+    settings = recipe.serve.model_copy(update=room)
     names, step = list(models), engine.at_once(recipe.serve.models_at_a_time, recipe.teacher.tensor_parallel)
     for start in range(0, len(names), step):
         wave = {name: models[name] for name in names[start : start + step]}
         began = time.monotonic()
         say(f"evaluate: starting {', '.join(wave)}")
-        with endpoint.endpoint(wave, recipe.serve, *asked) as base_url:
+        with endpoint.endpoint(wave, settings, *asked) as base_url:
             up = time.monotonic() - began
             say(f"evaluate: {', '.join(wave)} up at {base_url} after {up:.0f} s")
             for name, path in wave.items():

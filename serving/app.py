@@ -6,6 +6,7 @@ from typing import Any
 from ray.llm._internal.common.callbacks.base import CallbackBase
 
 from serving import engine
+from serving.gate import Gate, Limits
 
 LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 
@@ -19,11 +20,21 @@ class LocalModel(CallbackBase):
         self.ctx.run_init_node = False
 
 
-def build(models: dict[str, Path], max_model_len: int, max_num_seqs: int, dtype: str, tensor_parallel: int = 1) -> Any:
+def build(
+    models: dict[str, Path],
+    max_model_len: int,
+    max_num_seqs: int,
+    dtype: str,
+    tensor_parallel: int = 1,
+    *,
+    limits: Limits,
+    keys: Path | None = None,
+) -> Any:
     """A Serve application with one engine a model; the keys of `models` are the names clients ask for.
 
     Like `build_openai_app`, but browsers of other origins are not let in (it allows every origin, with
-    credentials), queues have an end, and there is one replica of each part."""
+    credentials), requests pass a gate (serving.gate) with `limits` and the API keys in the file `keys`, and there is
+    one replica of each part."""
     from ray import serve
     from ray.llm._internal.serve.core.configs.openai_api_models import to_model_metadata
     from ray.serve.llm import build_llm_deployment
@@ -31,11 +42,14 @@ def build(models: dict[str, Path], max_model_len: int, max_num_seqs: int, dtype:
 
     lengths = (max_model_len, max_num_seqs, dtype, tensor_parallel)
     configs = [config(name, path, *lengths) for name, path in models.items()]
-    ingress = make_fastapi_ingress(OpenAiIngress, app=_closed_fastapi())
+    for one in configs if limits.output_tokens < max_model_len else ():  # vLLM's bound for requests that state none
+        one.engine_kwargs["override_generation_config"] = {"max_new_tokens": limits.output_tokens}
+    ingress = make_fastapi_ingress(OpenAiIngress, app=_gated_fastapi(tuple(models), limits, keys))
     deployment: Any = serve.deployment(
         ingress,
         num_replicas=1,
-        max_ongoing_requests=8 * max_num_seqs * len(models),
+        max_ongoing_requests=2 * (limits.seats + limits.waiting) * len(models) + 64,  # room to refuse at once
+        max_queued_requests=1024,  # of those that come faster than they are refused; then 503
         ray_actor_options={"num_cpus": 0.1},
         logging_config=LOGGING,
     )
@@ -85,11 +99,12 @@ def _once() -> dict[str, Any]:
     return {"max_constructor_retry_count": 1}
 
 
-def _closed_fastapi() -> Any:
-    """Ray's FastAPI app (request ids, errors as the OpenAI API has them) without its open CORS rule."""
+def _gated_fastapi(models: tuple[str, ...], limits: Limits, keys: Path | None) -> Any:
+    """Ray's FastAPI app (request ids, OpenAI-shaped errors) behind the gate, without its open CORS rule."""
     from fastapi.middleware.cors import CORSMiddleware
     from ray.llm._internal.serve.core.ingress.ingress import init
 
     app = init()
     app.user_middleware = [m for m in app.user_middleware if m.cls is not CORSMiddleware]
+    app.add_middleware(Gate, models=models, limits=limits, keys_file=keys)  # added last, met first
     return app

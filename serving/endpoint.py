@@ -1,6 +1,7 @@
 """Models up behind one endpoint for as long as a block runs, or until Ctrl-C."""
 
 import errno
+import ipaddress
 import json
 import logging
 import os
@@ -13,7 +14,10 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from serving.gate import Limits
 
 APP = "regrow"
 QUIET = ("ray", "ray.serve", "vllm")
@@ -28,14 +32,27 @@ class Settings(Protocol):
     def port(self) -> int: ...
     @property
     def max_num_seqs(self) -> int: ...
+    @property
+    def queue(self) -> int: ...
+    @property
+    def max_output_tokens(self) -> int | None: ...
+    @property
+    def max_body_bytes(self) -> int: ...
+    @property
+    def timeout_seconds(self) -> float: ...
 
 
 @contextmanager
 def endpoint(
-    models: dict[str, Path], settings: Settings, max_model_len: int, dtype: str = "auto", tensor_parallel: int = 1
+    models: dict[str, Path],
+    settings: Settings,
+    max_model_len: int,
+    dtype: str = "auto",
+    tensor_parallel: int = 1,
+    keys: Path | None = None,
 ) -> Iterator[str]:
-    """Serve `models` ({name: checkpoint directory}) inside a Ray session; yields `http://host:port/v1` once
-    every model answers, and shuts Serve down at the end.
+    """Serve `models` ({name: checkpoint directory}) inside a Ray session, to whom has one of the API keys in the
+    file `keys` (None: to all); yields `http://host:port/v1` once every model runs, and shuts Serve down at the end.
 
     Raises OSError where the port is taken, RuntimeError where an engine does not start."""
     check_port(settings.host, settings.port)
@@ -49,12 +66,14 @@ def endpoint(
         with _own_logging():
             from serving import app
 
-            application = app.build(models, max_model_len, settings.max_num_seqs, dtype, tensor_parallel)
+            engines = (max_model_len, settings.max_num_seqs, dtype, tensor_parallel)
+            bounds = limits(settings, max_model_len)
+            application = app.build(models, *engines, limits=bounds, keys=keys)
         options = {"host": settings.host, "port": settings.port}
         serve.start(proxy_location="HeadOnly", http_options=options, logging_config=app.LOGGING)
         _run(application, list(models))
         base_url = f"http://{reachable(settings.host)}:{settings.port}/v1"
-        for name in models:
+        for name in models if keys is None else ():  # with keys no answer is to be had without one
             _wait(base_url, name)
         yield base_url
     finally:
@@ -62,7 +81,12 @@ def endpoint(
 
 
 def serve_forever(
-    models: dict[str, Path], settings: Settings, max_model_len: int, dtype: str = "auto", tensor_parallel: int = 1
+    models: dict[str, Path],
+    settings: Settings,
+    max_model_len: int,
+    dtype: str = "auto",
+    tensor_parallel: int = 1,
+    keys: Path | None = None,
 ) -> None:
     """Serve until Ctrl-C or SIGTERM; prints the address and how to ask it. Once all is down, the
     KeyboardInterrupt goes on to the caller, or for SIGTERM a SystemExit(143)."""
@@ -73,28 +97,52 @@ def serve_forever(
     previous = signal.signal(signal.SIGTERM, terminated)  # Ray's own handler would leave with another status
     try:
         print(f"starting {len(models)} engine(s): {', '.join(models)} …", flush=True)
-        with endpoint(models, settings, max_model_len, dtype, tensor_parallel) as base_url:
-            print(how_to_ask(base_url, list(models)), flush=True)
+        with endpoint(models, settings, max_model_len, dtype, tensor_parallel, keys) as base_url:
+            print(how_to_ask(base_url, list(models), keys is not None), flush=True)
             threading.Event().wait()
     finally:
         signal.signal(signal.SIGTERM, previous)
         print("stopped", flush=True)
 
 
-def how_to_ask(base_url: str, models: list[str]) -> str:
-    """The address, a curl line and a Python snippet."""
+def how_to_ask(base_url: str, models: list[str], with_key: bool = False) -> str:
+    """The address, a curl line and a Python snippet; `with_key` where one is needed, as $OPENAI_API_KEY."""
+    header = ' -H "Authorization: Bearer $OPENAI_API_KEY"' if with_key else ""
+    key = "" if with_key else ', api_key="none"'
     body = json.dumps({"model": models[0], "messages": [{"role": "user", "content": "What is 3 + 42 + 20?"}]})
     return f"""serving {", ".join(models)} at {base_url}
 
-curl {base_url}/chat/completions -H 'Content-Type: application/json' -d '{body}'
+curl {base_url}/chat/completions -H 'Content-Type: application/json'{header} -d '{body}'
 
 from openai import OpenAI
-client = OpenAI(base_url="{base_url}", api_key="none")
+client = OpenAI(base_url="{base_url}"{key})
 asked = [{{"role": "user", "content": "What is 3 + 42 + 20?"}}]
 reply = client.chat.completions.create(model="{models[0]}", messages=asked)
 print(reply.choices[0].message.content)
 
 Ctrl-C stops it."""
+
+
+def limits(settings: Settings, max_model_len: int) -> "Limits":
+    """What the endpoint's gate lets in; no answer is longer than the model's length."""
+    from serving.gate import Limits
+
+    tokens = min(settings.max_output_tokens or max_model_len, max_model_len)
+    return Limits(
+        seats=settings.max_num_seqs,
+        waiting=settings.queue,
+        body_bytes=settings.max_body_bytes,
+        output_tokens=tokens,
+        seconds=settings.timeout_seconds,
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches `host`, a name or an address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def check_port(host: str, port: int) -> None:

@@ -119,6 +119,15 @@ def test_until_prune_then_again_reuses_and_status_tells(regrow: Regrow, home: Pa
     assert other.returncode == 0
     assert len(list(home.glob("runs/mine/artifacts/prune-*/manifest.json"))) == 4, "changed work goes beside, not over"
     assert regrow("report", "runs/mine").returncode == 2
+    (home / "short.txt").write_text("sk-ann\n")
+    for words, said in (
+        (("--host", "0.0.0.0"), "other machines reach 0.0.0.0, and there are no API keys"),
+        (("--keys", "short.txt"), "short.txt, line 1: a key has at least 16 characters"),
+        (("--keys", "gone.txt"), "gone.txt"),
+    ):
+        refused = regrow("serve", "runs/mine", *words)
+        assert refused.returncode == 2 and said in refused.stderr, refused.stderr
+        assert "Traceback" not in refused.stderr and "sk-ann" not in refused.stderr
 
 
 def test_init_writes_a_recipe_that_runs_and_is_never_written_over(regrow: Regrow, home: Path) -> None:

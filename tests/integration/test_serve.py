@@ -6,14 +6,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
 from pipelines import evaluate, lm_tasks
-from pipelines.recipe import Recipe
+from pipelines.recipe import Recipe, Serve
 from tests import tiny
 
 MARK = "zebra 7731 quagga"  # stands in prompts, and must stand in no log
@@ -33,7 +32,7 @@ def url(models: dict[str, Path]) -> Iterator[str]:
     from cluster.session import session
     from serving import endpoint
 
-    settings = SimpleNamespace(host="127.0.0.1", port=PORT, max_num_seqs=16)
+    settings = Serve(port=PORT, max_num_seqs=16, max_body_bytes=100_000)
     with session("local", None), endpoint.endpoint(models, settings, LENGTH) as base_url:
         yield base_url
 
@@ -131,6 +130,40 @@ def test_other_origins_get_no_permission(url: str) -> None:
         except urllib.error.HTTPError as error:
             headers = error.headers
         assert not [key for key in headers if key.lower().startswith("access-control")]
+
+
+SAID: dict[str, Any] = {"model": "a", "prompt": "1", "max_tokens": 4}
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"{", 400),
+        (b"\xff\xfe", 400),
+        (b" " * 100_001, 413),
+        ({"model": "c"}, 404),
+        ({"model": None}, 400),
+        ({"max_tokens": 10**9}, 400),
+        ({"max_tokens": -1}, 400),
+        ({"max_tokens": "many"}, 400),
+        ({"n": 10_000}, 400),
+        ({"temperature": -1}, 400),
+        ({"temperature": float("nan")}, 400),
+        ({"prompt": {"a": 1}}, 400),
+        ({"logprobs": 10_000}, 400),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "no"}}}}, 400),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_the_apis_own_shape(url: str, body: Any, status: int) -> None:
+    data = body if isinstance(body, bytes) else json.dumps(SAID | body).encode()
+    asked = urllib.request.Request(f"{url}/completions", data, {"Content-Type": "application/json"})
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(asked, timeout=60)
+    said = refused.value.read().decode()
+    assert refused.value.code == status, said
+    error = json.loads(said)["error"]
+    assert error["message"] and "Traceback" not in said
+    assert client(url).completions.create(**SAID).usage.completion_tokens > 0, "the engine is well"
 
 
 def recipe(**more: Any) -> Recipe:

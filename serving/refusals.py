@@ -1,0 +1,31 @@
+"""Answers of an endpoint to what it does not let in, as the OpenAI API has them."""
+
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+TYPES = {401: "authentication_error", 429: "rate_limit_error", 504: "timeout_error"}
+
+
+class Refused(Exception):
+    """A request that is not let in: `status`, a `message` for its sender, OpenAI's `code` and `param`, and after how
+    many seconds trying again makes sense."""
+
+    def __init__(
+        self, status: int, message: str, code: str, param: str | None = None, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.param, self.retry_after = status, code, param, retry_after
+
+    async def answer(self, send: Callable[[MutableMapping[str, Any]], Awaitable[None]]) -> None:
+        """Send it as an ASGI response."""
+        kind = TYPES.get(self.status, "invalid_request_error")
+        said = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
+        body = json.dumps({"error": said}).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        if self.status == 401:
+            headers.append((b"www-authenticate", b"Bearer"))
+        if self.retry_after is not None:
+            headers.append((b"retry-after", str(max(1, round(self.retry_after + 0.5))).encode()))
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})

@@ -26,9 +26,9 @@ $(READY): pyproject.toml
 quickstart: $(READY)
 	$(BIN)/regrow run quickstart
 
-# Two at a time: tests mostly wait for engines and clusters to start. A file's tests stay together and share theirs.
+# Three at a time, also on two cores: tests often wait. A file's tests stay together and share engines and clusters.
 test: $(READY) browser
-	$(BIN)/python -m pytest tests -q -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest tests -q -n 3 --dist loadfile --no-loadscope-reorder
 
 # Hours of kills and failing storage; REGROW_SOAK_KILLS=100 says how many.
 soak: $(READY)

@@ -14,7 +14,7 @@ from tests.faulty_s3 import FaultyBucket, served
 
 ROOT = Path(__file__).parents[1]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Two files at a time on two cores, each with processes of its own: threads that wait must not spin on the other's core,
+# More files at a time than there are cores, each with processes of its own: threads that wait must not spin on the other's core,
 # nor Ray's workers stand back behind whatever torch does in the other file's process.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("RAY_worker_niceness", "0")

@@ -1,4 +1,4 @@
-"""A driver, an engine and an actor killed on real vLLM engines, and a row that takes its engine with it."""
+"""Drivers, an engine and an actor killed on real vLLM engines, and a row that takes its engine with it."""
 
 import os
 import signal
@@ -57,18 +57,21 @@ def address() -> Iterator[str]:
 
 @pytest.mark.timeout(1800)
 def test_kills_on_vllm(address: str, tmp_path: Path, poisoned: dict[str, str]) -> None:
-    """A driver, its engine and its actor are killed, and a row takes its engine with it: all on real engines."""
+    """Three drivers, an engine and its actor are killed, and a row takes its engine with it: all on real engines."""
     rows = 400
     found, out, log = generated.rows(rows), tmp_path / "out", tmp_path / "log"
     found[-30]["prompt"] += " §"
     source = generated.write(tmp_path / "in.jsonl", found)
     words = ("--model", "tiny", "--max-tokens", "64", "--max-num-seqs", "4", "--max-model-len", "256",
              "--shard-rows", "10")  # fmt: skip
-    killed = Driver(source, out, address, *words, log=log, **poisoned)
-    until(lambda: landed(out) >= 3, killed)
-    engines = processes("VLLM::EngineCore")
-    killed.kill()
-    assert engines and not psutil.wait_procs(engines, 60)[1], "nothing is left behind with a model in memory"
+    for count in (0, 1, 3):  # killed while the engine comes up, with a part, with three
+        before = generated.bytes_of(out)
+        driver = Driver(source, out, address, *words, log=log, **poisoned)
+        until(lambda: processes("VLLM::EngineCore") and landed(out) >= count, driver)  # noqa: B023
+        engines = processes("VLLM::EngineCore")
+        driver.kill()
+        assert engines and not psutil.wait_procs(engines, 60)[1], "nothing is left behind with a model in memory"
+        assert all(generated.bytes_of(out)[name] == data for name, data in before.items())
     last = Driver(source, out, address, *words, log=log, **poisoned)
     before = generated.bytes_of(out)
     until(lambda: landed(out) > len(before), last)

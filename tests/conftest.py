@@ -14,8 +14,8 @@ from tests.faulty_s3 import FaultyBucket, served
 
 ROOT = Path(__file__).parents[1]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# More files at a time than there are cores, each with processes of its own: threads that wait must not spin on the other's core,
-# nor Ray's workers stand back behind whatever torch does in the other file's process.
+# More files at a time than there are cores, each with processes of its own: threads that wait must not spin on a core
+# that others need, nor Ray's workers stand back behind whatever torch does in another file's process.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("RAY_worker_niceness", "0")
 logging.getLogger("werkzeug").setLevel(logging.WARNING)  # moto's every request would bury why a test failed

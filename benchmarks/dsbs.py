@@ -127,7 +127,7 @@ def fit(one: Training) -> Any:
     optimizer = optimizers.adamw(model, one.rate, 0.01)
     for step in loop.steps(model, optimizer, fed, "cosine", one.rate):
         if (step.step + 1) % EVERY == 0:
-            seen.see(loop.validate(model, feed.held(held, student, pad)))
+            seen.see(loop.validate(model, feed.labels(held, student, pad)))
     seen.take()
     model.model.set_attn_implementation("sdpa")
     return model.model.eval()

@@ -16,6 +16,8 @@ ROWS = pa.schema([(name, pa.string()) for name in ("id", "task", "prompt", "hist
     ("weight", pa.float64())
 ])  # fmt: skip
 
+ENCODED_AT_ONCE = 20_000  # rows of a task that encodes them
+
 
 def cuts(recipe: Recipe, pruned: dict[str, Artifact]) -> dict[str, Artifact]:
     """The pruned, untrained models by the name they are served and scored under: `pruned` for the cut
@@ -51,7 +53,7 @@ def targets(student: Student, data: Artifact, written: Artifact | None, out: Pat
 
     def written_down(split: str, learner: Student) -> int:
         rows = [row for one in records(data, split) for row in objectives.rows(learner, one, said.get(one["id"]))]
-        pq.write_table(pa.Table.from_pylist(rows, ROWS), out / f"{split}.parquet")
+        pq.write_table(pa.Table.from_pylist(rows, ROWS), out / f"{split}.parquet", row_group_size=ENCODED_AT_ONCE)
         return len(rows)
 
     written_down("train", student)

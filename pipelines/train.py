@@ -11,7 +11,7 @@ from typing import Any
 
 from pipelines import cards, models
 from pipelines.recipe import Recipe, Student, objective_of
-from pipelines.training import checkpoints, data, fitting, notes
+from pipelines.training import checkpoints, fitting, notes, packs
 
 
 def train(
@@ -27,28 +27,29 @@ def train(
     prompts carry no loss. `final_loss` is the mean over the last ten steps' tokens; `notes` are sentences on what went
     wrong and was mended. Raises BadInput where the data cannot be trained on, and RuntimeError where the training
     cannot go on."""
-    given = data.read(pruned, rows, student.max_length, student.long_rows)
-    chosen_by = data.read(pruned, held, student.max_length).rows if held else None
-    storage = out / "checkpoints"
+    storage, seed = out / "checkpoints", recipe.seed if student.seed is None else student.seed
     storage.mkdir(parents=True, exist_ok=True)
+    given = packs.write(pruned, rows, student, seed, storage / "packs")
+    whole = student.model_copy(update={"long_rows": "drop"})
+    chosen_by = packs.write(pruned, held, whole, seed, storage / "held", whole=True) if held else None
     if not (out / "model").exists():  # else a driver was killed between here and the end
         config = {
-            "seed": recipe.seed if student.seed is None else student.seed,
-            "pad": given.pad,
+            "seed": seed,
             "pruned": str(pruned.resolve()),
             "replicas": recipe.cluster.replicas,
-            "held": chosen_by,
+            "held": str(chosen_by.folder.resolve()) if chosen_by else None,
             "board": {
                 "folder": out.resolve() / "tensorboard",
                 "who": (recipe.name, student.name),
                 "hook": recipe.cluster.metrics_hook,
             },
         }
-        fitting.fit(student, recipe.cluster.workers, given.rows, given.ids, storage, config)
+        fitting.fit(student, recipe.cluster.workers, given, storage, config)
         for name in ("adapter", "losses.jsonl", "model"):  # the model last: it says that all is there
             if (storage / checkpoints.FINAL / name).exists():
                 _replace(storage / checkpoints.FINAL / name, out / name)
-    counts = {"rows": len(given.ids), "too_long": given.too_long, "truncated": given.truncated}
+    about = given.about
+    counts = {"rows": about.rows, "too_long": about.too_long, "truncated": about.truncated}
     summary = {**_summary(student, out), **counts}
     _dress(recipe, student, pruned, summary, out / "model")
     summary["notes"] = notes.notes(storage)

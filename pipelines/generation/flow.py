@@ -1,7 +1,6 @@
 """The Ray Data pipeline of a job: read and ask → engines → read the answers and commit; one row a shard."""
 
 import functools
-import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,30 +8,21 @@ from typing import Any
 
 import pyarrow as pa
 
+from cluster import dataflow
 from pipelines import parts, verdicts
 from pipelines.generation import columns, engines, metrics, rereading, shaping, source
 from pipelines.generation.job import Job
 from pipelines.generation.shards import Work
 from serving import engine
 
-RETRIED = "\nFailed to apply UDF transform after"  # where Ray's own words begin in a message
-LOUD = ("ray.data._internal.execution.streaming_executor_state", "ray.data.exceptions")  # print what `run` raises
 AT_ONCE = 4  # shards that an engine holds at least: while one is at its last row, others keep the seats filled
 
 
 def run(job: Job, folder: Path | None, types: dict[str, str], work: list[Work], board: Any) -> Iterator[dict[str, Any]]:
     """Answer and commit the pending shards of `work`; yields the counts of each as
     it is committed. Raises RuntimeError or OSError with the first reason why it cannot go on."""
-    import ray.data
-
-    if not os.environ.get("REGROW_DEBUG"):
-        for name in LOUD:
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-    try:
-        for batch in _pipeline(job, folder, types, work, board).iter_batches(batch_size=None, batch_format="pyarrow"):
-            yield from batch.to_pylist()
-    except ray.exceptions.RayError as error:
-        raise _plain(error) from error
+    for batch in dataflow.run(_pipeline(job, folder, types, work, board)):
+        yield from batch.to_pylist()
 
 
 def _pipeline(job: Job, folder: Path | None, types: dict[str, str], work: list[Work], board: Any) -> Any:
@@ -42,7 +32,6 @@ def _pipeline(job: Job, folder: Path | None, types: dict[str, str], work: list[W
     model = str(folder.resolve()) if folder else ""
     data = ray.data.from_items([{"work": place} for place in range(len(work))], override_num_blocks=len(work))
     data.context.target_max_block_size = 1  # a block ends after each shard: none waits for others to fill it
-    data.context.raise_original_map_exception = True  # Ray's own says nothing of the reason
     shared = [ray.put(part) for part in work]  # each reading task fetches its own and no other
     packets = data.map_batches(
         functools.partial(_packets, job=job, folder=model, types=types, work=shared),
@@ -111,16 +100,3 @@ def _kwargs(job: Job, folder: Path | None, gpu: bool | None = None) -> dict[str,
     made = engine.engine_kwargs(job.max_model_len, job.max_num_seqs, job.dtype, folder, job.tensor_parallel, gpu)
     # Inside a Ray actor vLLM would else spread its workers over Ray, which waits for resources that the actor holds.
     return made | ({"distributed_executor_backend": "mp"} if made.get("tensor_parallel_size", 1) > 1 else {})
-
-
-def _plain(error: BaseException) -> Exception:
-    """The innermost reason of one of Ray's errors, without what Ray puts into the message."""
-    found: BaseException = error
-    while (cause := getattr(found, "cause", None) or found.__cause__) is not None and cause is not found:
-        found = cause
-    said = str(found).partition(RETRIED)[0].strip().splitlines() or [""]
-    if isinstance(found, OSError):
-        return OSError(said[-1])
-    return RuntimeError(
-        said[-1] if isinstance(found, RuntimeError | ValueError) else f"{type(found).__name__}: {said[-1]}"
-    )

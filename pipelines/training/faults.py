@@ -55,14 +55,14 @@ def said(error: BaseException) -> str:
     return f"a worker failed ({lines[-1] if lines else type(error).__name__})"
 
 
-def not_finite(error: NotFinite, steps: Sequence[Sequence[int]], ids: Sequence[str], last: str) -> str:
-    """What to tell of a step: `steps`: the rows of every one, by their places in `ids`; `last`: where the last good
-    checkpoint is. Steps are counted from one, as on the screen."""
+def not_finite(error: NotFinite, total: int, ids: Sequence[str], last: str) -> str:
+    """What to tell of a step, one of `total`: `ids`: of its rows; `last`: where the last good checkpoint is. Steps are
+    counted from one, as on the screen."""
     step, loss, norm = error.args
-    named = list(dict.fromkeys(ids[row] for row in steps[step]))
+    named = list(dict.fromkeys(ids))
     few = ", ".join(named[:FEW]) + (", …" if len(named) > FEW else "")
     return (
-        f"step {step + 1} of {len(steps)} has the loss {loss} and the gradient norm {norm}; stopped before the weights "
+        f"step {step + 1} of {total} has the loss {loss} and the gradient norm {norm}; stopped before the weights "
         f"were spoiled. {len(named)} rows of it: {few}. Last good checkpoint: {last}. Look at these rows; if they are "
         "sound, lower student.learning_rate"
     )

@@ -9,6 +9,7 @@ from pipelines import objectives
 from pipelines.recipe import Student
 from pipelines.training import packing
 from pipelines.training.batches import Batch, Planned, Rows, collate, weights
+from pipelines.training.packs import Packs
 
 
 def plan(rows: Rows, student: Student, seed: int) -> list[list[int]]:
@@ -19,24 +20,42 @@ def plan(rows: Rows, student: Student, seed: int) -> list[list[int]]:
 def steps(
     rows: Rows, student: Student, seed: int, pad: int, first: int = 0, rank: int = 0, ranks: int = 1
 ) -> tuple[int, Iterator[Planned]]:
-    """How many global steps there are, and those from `first` on with the forward passes of `rank`."""
-    shares, planned = objectives.shares(student), plan(rows, student, seed)
-
-    def made() -> Iterator[Planned]:
-        for step in range(first, len(planned)):
-            torch.manual_seed(seed * 1_000_003 + step * ranks + rank)  # dropout, if any, is resumed exactly
-            passes = packed(rows, planned[step], shares, student.micro_tokens, pad, rank, ranks)
-            tokens = int(rows.targets(planned[step]).sum()), sum(rows.lengths(planned[step]))
-            yield Planned((step + 0.5) / len(planned), shares, planned[step], *tokens, passes)
-
-    return len(planned), made()
+    """How many global steps there are over rows in memory, and those from `first` on as `rank` is to do them."""
+    planned = plan(rows, student, seed)
+    given = ((rows, planned[number]) for number in range(first, len(planned)))
+    return len(planned), _made(given, len(planned), student, seed, pad, first, rank, ranks)
 
 
-def held(rows: Rows, student: Student, pad: int, rank: int = 0, ranks: int = 1) -> Iterable[Batch]:
-    """The forward passes of `rank` over the validation rows. What is asked of a model is the label: rationales are
+def read(packs: Packs, student: Student, seed: int, first: int, rank: int, ranks: int) -> Iterator[Planned]:
+    """The like of steps that are on disk: a step's rows are numbered from 0."""
+    each = (packs.step(number)[0] for number in range(first, len(packs)))
+    given = ((rows, range(len(rows.ends))) for rows in each)
+    return _made(given, len(packs), student, seed, packs.about.pad, first, rank, ranks)
+
+
+def _made(
+    given: Iterable[tuple[Rows, Sequence[int]]], total: int, student: Student, seed: int, pad: int, first: int,
+    rank: int, ranks: int,
+) -> Iterator[Planned]:  # fmt: skip
+    """The steps from `first` on, each given as rows and the numbers of those in it."""
+    shares = objectives.shares(student)
+    for step, (rows, numbers) in enumerate(given, first):
+        torch.manual_seed(seed * 1_000_003 + step * ranks + rank)  # dropout, if any, is resumed exactly
+        passes = packed(rows, numbers, shares, student.micro_tokens, pad, rank, ranks)
+        tokens = int(rows.targets(numbers).sum()), sum(rows.lengths(numbers))
+        yield Planned((step + 0.5) / total, shares, numbers, *tokens, passes)
+
+
+def held(packs: Packs, student: Student, rank: int, ranks: int) -> Iterable[Batch]:
+    """The forward passes of `rank` over the validation rows, which are the only step of `packs`."""
+    return labels(packs.step(0)[0], student, packs.about.pad, rank, ranks)
+
+
+def labels(rows: Rows, student: Student, pad: int, rank: int = 0, ranks: int = 1) -> Iterable[Batch]:
+    """The forward passes of `rank` over validation rows. What is asked of a model is the label: rationales are
     left out."""
-    labels = np.flatnonzero(rows.tasks == objectives.TASKS.index(objectives.LABEL)).tolist()
-    return packed(rows, labels, (1.0, 0.0), student.micro_tokens, pad, rank, ranks)
+    some = np.flatnonzero(rows.tasks == objectives.TASKS.index(objectives.LABEL)).tolist()
+    return packed(rows, some, (1.0, 0.0), student.micro_tokens, pad, rank, ranks)
 
 
 def packed(

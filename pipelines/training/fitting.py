@@ -5,13 +5,12 @@ import json
 import os
 import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pipelines.recipe import Student
 from pipelines.screen import say
-from pipelines.training import batches, checkpoints, faults, feed, notes
+from pipelines.training import checkpoints, faults, notes, packs
 
 RETRIES = 2  # how often workers may be lost without a new checkpoint in between
 SHOW_SECONDS = 5.0
@@ -22,18 +21,16 @@ ENVIRONMENT = {  # Ray Train's own settings, unless the user has set them
 }
 
 
-def fit(
-    student: Student, workers: int, rows: batches.Rows, ids: Sequence[str], storage: Path, config: dict[str, Any]
-) -> None:
-    """Train until `storage`/final is there. `ids`: of `rows`, for messages; `config`: what worker.train takes beside
-    what is known here. Raises RuntimeError where the training cannot go on, with what to do."""
+def fit(student: Student, workers: int, given: packs.Packs, storage: Path, config: dict[str, Any]) -> None:
+    """Train until `storage`/final is there. `config`: what worker.train takes beside what is known here. Raises
+    RuntimeError where the training cannot go on, with what to do."""
     import ray
 
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     gpu = ray.cluster_resources().get("GPU", 0) >= workers  # of the cluster: the driver's node may have none
-    config |= {"student": student.model_dump(), "rows": ray.put(rows), "storage": str(storage.resolve())}
-    say(f"{student.name}: {len(rows.ends)} rows, {len(rows.ids):,} tokens, {workers} workers")
+    config |= {"student": student.model_dump(), "packs": str(given.folder.resolve()), "storage": str(storage.resolve())}
+    say(f"{student.name}: {given.about.rows:,} rows, {given.about.tokens:,} tokens, {workers} workers")
     error, lost, reached = None, 0, 0
     while not (storage / checkpoints.FINAL).exists():
         name = checkpoints.begin(storage)
@@ -49,7 +46,7 @@ def fit(
         if error is None and not (storage / checkpoints.FINAL).exists():
             error = RuntimeError("the workers ended without a model; see Ray's logs")
         if error and faults.final(error):
-            why = _final(student, workers, rows, ids, storage, config["seed"], error)
+            why = _final(student, workers, given, storage, error)
             raise RuntimeError(f"{student.name}: {why}") from error
 
 
@@ -138,15 +135,12 @@ def _show(name: str, progress: Path) -> bool:
     return False
 
 
-def _final(
-    student: Student, workers: int, rows: batches.Rows, ids: Sequence[str], storage: Path, seed: int,
-    error: BaseException,
-) -> str:  # fmt: skip
+def _final(student: Student, workers: int, given: packs.Packs, storage: Path, error: BaseException) -> str:
     """What to tell of an error that would come again."""
     if isinstance(error, faults.NotFinite):
         there = checkpoints.newest(storage)[0]
         last = f"{_place(there)}, {there}" if there else "none"
-        return faults.not_finite(error, feed.plan(rows, student, seed), ids, last)
+        return faults.not_finite(error, len(given), given.step(error.args[0])[1], last)
     if faults.of_memory(error):
         return f"{faults.said(error)} ({_line(error)}). {faults.knobs(student, workers)}"
     return str(error)

@@ -15,7 +15,6 @@ import torch.distributed as dist
 
 from pipelines.recipe import Student
 from pipelines.training import (  # fmt: skip
-    batches,
     checkpoints,
     faults,
     feed,
@@ -24,6 +23,7 @@ from pipelines.training import (  # fmt: skip
     metrics,
     notes,
     optimizers,
+    packs,
     parallel,
     saving,
 )
@@ -38,11 +38,10 @@ KERNELS = {"LRU_CACHE_CAPACITY": "64", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256"}
 def train(config: dict[str, Any]) -> None:
     """Run by Ray Train on every worker.
 
-    config: `student` (fields of a Student), `pruned` (model directory), `rows` (reference to batches.Rows), `held`
-    (validation rows, or None), `seed`, `pad` (token id), `replicas`, `board` (of metrics.Board: folder, who, hook),
+    config: `student` (fields of a Student), `pruned` (model directory), `packs` (their folder), `held` (that of
+    the validation rows, or None), `seed`, `replicas`, `board` (of metrics.Board: folder, who, hook),
     `storage` (folder of checkpoints, progress and the finished model), `start` (the checkpoint to go on from, or
     None), `attempt` (a name that no other start of the workers has). Raises faults.NotFinite and faults.Stopped."""
-    import ray
     import ray.train
 
     student, storage = Student(**config["student"]), Path(config["storage"])
@@ -58,9 +57,9 @@ def train(config: dict[str, Any]) -> None:
     best = Best(model, done)
     if start:
         checkpoints.load(start, model, optimizer, best.weights)
-    rows: batches.Rows = ray.get(config["rows"])
-    held = feed.held(config["held"], student, config["pad"], rank, ranks) if config["held"] else None
-    total, ahead = feed.steps(rows, student, config["seed"], config["pad"], len(done), rank, ranks)
+    given = packs.Packs(Path(config["packs"]))
+    total, ahead = len(given), feed.read(given, student, config["seed"], len(done), rank, ranks)
+    held = feed.held(packs.Packs(Path(config["held"])), student, rank, ranks) if config["held"] else None
     cost = metrics.cost(model, bool(student.lora_rank), metrics.device(), ranks)
     board = metrics.Board(done=done, tell=partial(notes.tell, storage), **config["board"]) if rank == 0 else None
     told = 0.0

@@ -14,8 +14,8 @@ import torch
 from pipelines import train
 from pipelines.recipe import Student
 from pipelines.recipe_file import BadInput
-from pipelines.training import batches, checkpoints, loop, metrics
-from pipelines.training.data import read as data_of
+from pipelines.training import checkpoints, loop, metrics
+from pipelines.training import data as training_data
 from tests import tiny, trainings
 from tests.trainings import assert_shown, losses, recipe, steps, when
 
@@ -197,7 +197,7 @@ def test_a_hook_gets_every_step_and_stops_nothing(
     [
         ([], "there are no rows"),
         ([{"id": "1", "prompt": "a" * 500, "target": "b"}], "all 1 rows are longer than max_length = 100"),
-        ([{"id": "1", "prompt": "a", "target": None}], "1 rows have no target"),
+        ([{"id": "1", "prompt": "a", "target": None}], "row 1: no target"),
         ([{"id": "1", "prompt": "a"}], "lack the column 'target'; needed: id, prompt, target"),
         ([{"id": "1", "prompts": "a", "target": "b"}], "lack the column 'prompt', did you mean 'prompts'?; needed"),
         ([{"id": "1", "prompt": "a", "target": 7}], "the column 'target' holds int64; text is needed"),
@@ -206,7 +206,7 @@ def test_a_hook_gets_every_step_and_stops_nothing(
     ],
 )
 def test_data_that_cannot_be_trained_on_are_refused(
-    rows: list[dict[str, Any]], why: str, pruned: Path, tmp_path: Path
+    rows: list[dict[str, Any]], why: str, ray_session: None, pruned: Path, tmp_path: Path
 ) -> None:
     kinds = {float: pa.float64(), int: pa.int64()}
     shape = rows[0] if rows else dict.fromkeys(("id", "prompt", "target"))
@@ -216,28 +216,8 @@ def test_data_that_cannot_be_trained_on_are_refused(
         train.train(recipe(1), FULL, pruned, str(tmp_path / "rows.parquet"), tmp_path / "out")
 
 
-def test_files_that_are_no_parquet_are_refused(pruned: Path, tmp_path: Path) -> None:
+def test_files_that_are_no_parquet_are_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.parquet").write_text("id,prompt,target\n")
     for name, why in (("rows.parquet", "are not a Parquet file"), ("none.parquet", "do not exist")):
         with pytest.raises(BadInput, match=why):
-            data_of(pruned, str(tmp_path / name), 100)
-
-
-def test_long_rows_are_dropped_or_cut_off(pruned: Path, data: str, tmp_path: Path) -> None:
-    """Room for every prompt but one and a token more."""
-    from transformers import AutoTokenizer
-
-    words = AutoTokenizer.from_pretrained(pruned)
-    all_ = data_of(pruned, data, 1000)
-    lengths, prompts = all_.rows.lengths(), all_.rows.prompts.tolist()
-    assert (all_.too_long, all_.truncated, all_.ids[-1]) == (0, 0, "long")
-    room = max(prompts[:-1]) + 1
-    assert room < min(lengths) and prompts[-1] > room
-    with pytest.raises(BadInput, match="all 41 rows are longer"):
-        data_of(pruned, data, room)
-    cut = data_of(pruned, data, room, "truncate")
-    assert (cut.too_long, cut.truncated, len(cut.ids)) == (1, 40, 40)
-    for number in range(40):
-        whole, kept = all_.rows.row(number), cut.rows.row(number)
-        assert kept == batches.Encoded(whole.ids[:room], whole.prompt)
-        assert whole.ids[-1] == words.eos_token_id != kept.ids[-1]
+            training_data.groups(str(tmp_path / name))

@@ -13,8 +13,7 @@ from pipelines.conversations import Unfit
 from pipelines.generation import asking, job
 from pipelines.recipe import Dataset, Prune, Recipe, Student
 from pipelines.rows import records
-from pipelines.training import batches
-from pipelines.training import data as training_data
+from pipelines.training import batches, encoding
 from tests import tiny
 
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -135,9 +134,11 @@ def test_every_stage_asks_the_whole_conversation(tmp_path: Path) -> None:
 
     path, held = inputs.targets(Student(name="sft"), data, None, tmp_path)
     assert held is None, "no validation rows"
-    read = training_data.read(folder, path, 512)
-    assert read.too_long == 0 and read.rows.row(0) == batches.encode(words, WHOLE[:-1], "The answer is 7.")
-    ids, start = read.rows.row(0)
+    told = encoding.encode(pa.table({"group": [0]}), [0], str(folder), path, tmp_path, 512, "drop").to_pylist()
+    (encoded,) = pa.ipc.open_file(encoding.part(tmp_path, 0)).read_all().to_pylist()
+    ids, start = encoded["ids"], encoded["prompt"]
+    assert batches.Encoded(ids, start) == batches.encode(words, WHOLE[:-1], "The answer is 7.")
+    assert [row["state"] for row in told] == [encoding.KEPT]
     assert words.decode(ids[:start]) == f"{plain}<|user|>And 3 + 4?<|end|><|assistant|>"
     assert words.decode(ids[start:]) == "The answer is 7.<|end|>"
 

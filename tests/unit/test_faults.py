@@ -39,7 +39,7 @@ def test_a_lost_worker_is_the_cause_of_what_its_peers_say() -> None:
 
 def test_five_rows_of_a_step_are_named() -> None:
     error = pickle.loads(pickle.dumps(faults.NotFinite(1, float("nan"), 2.0)))  # noqa: S301
-    said = faults.not_finite(error, [[0], list(range(7))], [f"row{i}" for i in range(7)], "none")
+    said = faults.not_finite(error, 2, [f"row{i}" for i in (0, 0, 1, 2, 3, 4, 5, 6)], "none")
     assert said.startswith("step 2 of 2 has the loss nan and the gradient norm 2.0;")
     assert "7 rows of it: row0, row1, row2, row3, row4, …. Last good checkpoint: none." in said
 

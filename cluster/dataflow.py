@@ -1,0 +1,48 @@
+"""Ray Data, run for its results: what comes out of it, and the one reason why it could not go on."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyarrow as pa
+
+RETRIED = "\nFailed to apply UDF transform after"  # where Ray's own words begin in a message
+LOUD = ("ray.data._internal.execution.streaming_executor_state", "ray.data.exceptions")  # print what `run` raises
+
+
+def each(items: list[dict[str, Any]], work: Callable[[pa.Table], pa.Table]) -> Iterator[pa.Table]:
+    """What `work` makes of every item, each a table of one row and a task of its own, as they get done. Raises as
+    `run` does."""
+    import ray.data
+
+    data = ray.data.from_items(items, override_num_blocks=len(items))
+    return run(data.map_batches(work, batch_size=1, batch_format="pyarrow"))
+
+
+def run(data: Any) -> Iterator[pa.Table]:
+    """The blocks of a dataset as they get done. Raises RuntimeError or OSError with the first reason why it cannot go
+    on."""
+    import ray
+
+    if not os.environ.get("REGROW_DEBUG"):
+        for name in LOUD:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    data.context.raise_original_map_exception = True  # Ray's own says nothing of the reason
+    try:
+        yield from data.iter_batches(batch_size=None, batch_format="pyarrow")
+    except ray.exceptions.RayError as error:
+        raise _plain(error) from error
+
+
+def _plain(error: BaseException) -> Exception:
+    """The innermost reason of one of Ray's errors, without what Ray puts into the message."""
+    found: BaseException = error
+    while (cause := getattr(found, "cause", None) or found.__cause__) is not None and cause is not found:
+        found = cause
+    said = str(found).partition(RETRIED)[0].strip().splitlines() or [""]
+    if isinstance(found, OSError):
+        return OSError(said[-1])
+    return RuntimeError(
+        said[-1] if isinstance(found, RuntimeError | ValueError) else f"{type(found).__name__}: {said[-1]}"
+    )

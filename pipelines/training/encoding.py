@@ -1,0 +1,92 @@
+"""Rows as token ids: each row group of the data becomes an Arrow file of encoded rows, by a task of Ray Data."""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines import conversations, prompts
+from pipelines.objectives import LABEL, TASKS
+from pipelines.training import batches, data
+
+SOME = 1000  # rows that are encoded at once
+KEPT, TRUNCATED, TOO_LONG, FAULTY = range(4)  # what became of a row
+ENCODED = pa.schema([
+    ("id", pa.string()), ("ids", pa.large_list(pa.int32())), ("prompt", pa.int32()), ("task", pa.int8()),
+    ("weight", pa.float64()),
+])  # fmt: skip
+TOLD = pa.schema([
+    ("number", pa.int64()), ("id", pa.string()), ("task", pa.int8()), ("length", pa.int32()), ("state", pa.int8()),
+    ("fault", pa.string()),
+])  # fmt: skip
+
+
+def encode(
+    batch: pa.Table, first: list[int], pruned: str, file: str, folder: Path, max_length: int, long_rows: str
+) -> pa.Table:
+    """Encode one row group of `file`: the only row of `batch` is its number, `first` where each begins. Its rows go to
+    `part(folder, group)` (ENCODED; one that is left out has no ids), what is to be told of each is returned (TOLD)."""
+    group = batch.column("group")[0].as_py()
+    rows, told = data.rows(file, group), []
+    target = part(folder, group)
+    with target.with_suffix(".part").open("wb") as sink, pa.ipc.new_file(sink, ENCODED) as out:
+        for start in range(0, len(rows), SOME):
+            some = rows[start : start + SOME]
+            made = _encoded(_tokenizer(pruned), some, max_length, long_rows)
+            out.write_batch(pa.RecordBatch.from_pylist([row for row, _, _ in made], ENCODED))
+            told += [
+                {"number": first[group] + start + at, "id": row["id"], "task": row["task"], "length": len(row["ids"]),
+                 "state": state, "fault": fault}
+                for at, (row, state, fault) in enumerate(made)
+            ]  # fmt: skip
+    target.with_suffix(".part").replace(target)
+    return pa.Table.from_pylist(told, TOLD)
+
+
+def part(folder: Path, group: int) -> Path:
+    """The file of a row group's encoded rows."""
+    return folder / f"rows-{group:05d}.arrow"
+
+
+def _encoded(
+    tokenizer: Any, rows: list[dict[str, Any]], max_length: int, long_rows: str
+) -> list[tuple[dict[str, Any], int, str | None]]:
+    """Each row as ENCODED has it, what became of it, and what is wrong with it."""
+    asked, faults = [], []
+    for row in rows:
+        messages, fault = _asked(row)
+        asked.append(messages)
+        faults.append(fault)
+    targets = [row["target"] or "" for row in rows]
+    made = []
+    for row, fault, (ids, prompt) in zip(rows, faults, batches.encode_all(tokenizer, asked, targets), strict=True):
+        state = KEPT
+        if fault:
+            ids, state = [], FAULTY
+        elif len(ids) > max_length:
+            cut = long_rows == "truncate" and prompt < max_length
+            ids, state = (ids[:max_length], TRUNCATED) if cut else ([], TOO_LONG)  # cut off: the end token as well
+        task = 0 if fault else TASKS.index(row.get("task") or LABEL)
+        weight = 0.0 if fault else data.weight(row)
+        made.append(
+            ({"id": str(row["id"]), "ids": ids, "prompt": prompt, "task": task, "weight": weight}, state, fault)
+        )
+    return made
+
+
+def _asked(row: dict[str, Any]) -> tuple[list[prompts.Message], str | None]:
+    """The question of a row as messages, or what is wrong with the row."""
+    if fault := data.fault(row):
+        return prompts.answer(""), fault
+    try:
+        return prompts.answer(row["prompt"], conversations.load(row.get("history"))), None
+    except (ValueError, TypeError, KeyError) as error:
+        return prompts.answer(""), f"history is not the JSON text of a list of turns: {error}"
+
+
+@lru_cache(1)
+def _tokenizer(folder: str) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)

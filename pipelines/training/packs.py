@@ -1,0 +1,145 @@
+"""The global steps of a training on disk, numbered: written once by Ray Data before the workers start, read by them.
+
+Row groups are encoded where there is a core; their lengths alone come to the driver, which puts rows into steps
+(packing.global_steps); then every file of steps is gathered from the encoded rows. A step is one record batch of an
+Arrow file. Which of its rows a rank packs together (packing.shared) follows from their lengths, so that another number
+of workers goes on with the same files. All of it follows from the data and the settings: written again, it is the same.
+"""
+
+import json
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cluster import dataflow
+from pipelines.recipe import Student
+from pipelines.recipe_file import BadInput
+from pipelines.screen import say
+from pipelines.training import batches, data, encoding, gathering, packing
+
+MANIFEST = "packs.json"
+SHOW_SECONDS = 5.0
+
+
+class About(NamedTuple):
+    """What packs.json says: `made_of`, what the packs follow from; `rows` of the data that are in them, `tokens` of
+    these rows, each counted once; those `too_long` that were set aside and those `truncated`; `pad`, the padding token;
+    `files`, the steps of each file."""
+
+    made_of: dict[str, Any]
+    rows: int
+    tokens: int
+    too_long: int
+    truncated: int
+    pad: int
+    files: list[int]
+
+
+class Packs:
+    """The steps in a folder. Raises FileNotFoundError where they are not whole."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.about = folder, About(**json.loads((folder / MANIFEST).read_text()))
+        self.ends = np.cumsum(self.about.files)
+        self.open: tuple[int, Any] = (-1, None)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def step(self, number: int) -> tuple[batches.Rows, list[str]]:
+        """The rows of one global step, and their ids."""
+        file = int(np.searchsorted(self.ends, number, side="right"))
+        if self.open[0] != file:
+            self.open = file, gathering.opened(gathering.steps_file(self.folder, file))
+        batch = self.open[1].get_batch(number - int(self.ends[file]) + self.about.files[file])
+        ids = batch["ids"]
+        ends = ids.offsets.to_numpy()[1:] - ids.offsets[0].as_py()
+        prompts, tasks, weights = (batch[name].to_numpy() for name in ("prompt", "task", "weight"))
+        rows = batches.Rows(ids.flatten().to_numpy(), ends, prompts, tasks, weights, np.arange(len(ids)))
+        return rows, batch["id"].to_pylist()
+
+
+def write(pruned: Path, file: str, student: Student, seed: int, folder: Path, whole: bool = False) -> Packs:
+    """Write the steps of `student`, who starts from the checkpoint in `pruned`, over the rows of `file` (train.train
+    says which columns) to `folder`, on a disk that all nodes see; `whole`: all rows in one step, in order. What stands
+    there already and follows from the same is kept.
+
+    Needs a Ray session. Raises BadInput where the data cannot be trained on, OSError and RuntimeError where they cannot
+    be read or written."""
+    made_of = {
+        "pruned": str(pruned.resolve()), "file": file, "seed": seed, "whole": whole,
+        **student.model_dump(include={"max_length", "long_rows", "batch_tokens", "epochs"}),
+    }  # fmt: skip
+    if (folder / MANIFEST).exists() and (packs := Packs(folder)).about.made_of == made_of:
+        return packs
+    sizes = data.groups(file)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    told = _encode(pruned, file, student, folder, sizes)
+    kept = _kept(file, told, student.max_length)
+    lengths = kept["length"].to_pylist()
+    grouped = [part.tolist() for part in np.split(np.arange(len(kept)), _starts(kept["id"]))]
+    steps = [list(range(len(kept)))] if whole else packing.global_steps(
+        grouped, lengths, student.batch_tokens, student.epochs, seed
+    )  # fmt: skip
+    files = gathering.files(steps, lengths)
+    gathering.gather(folder, steps, files, kept["number"].to_numpy(), np.cumsum([0, *sizes]))
+    states = told["state"].to_numpy()
+    counts = {
+        "too_long": int((states == encoding.TOO_LONG).sum()),
+        "truncated": int((states == encoding.TRUNCATED).sum()),
+    }
+    about = About(made_of, len(kept), sum(lengths), **counts, pad=_pad(pruned), files=files)
+    (folder / "packs.part").write_text(json.dumps(about._asdict()))
+    (folder / "packs.part").replace(folder / MANIFEST)
+    for group in range(len(sizes)):
+        encoding.part(folder, group).unlink()
+    return Packs(folder)
+
+
+def _encode(pruned: Path, file: str, student: Student, folder: Path, sizes: list[int]) -> pa.Table:
+    """Encode all row groups; returns what is told of their rows (encoding.TOLD), by the rows' numbers."""
+    encode = partial(
+        encoding.encode, first=np.cumsum([0, *sizes]).tolist(), pruned=str(pruned), file=file, folder=folder.resolve(),
+        max_length=student.max_length, long_rows=student.long_rows,
+    )  # fmt: skip
+    told, rows, shown = [], 0, time.monotonic()
+    for table in dataflow.each([{"group": group} for group in range(len(sizes))], encode):
+        told.append(table)
+        rows += len(table)
+        if time.monotonic() - shown > SHOW_SECONDS:
+            shown = time.monotonic()
+            say(f"{student.name}: {rows:,} of {sum(sizes):,} rows encoded")
+    return pa.concat_tables(told).sort_by("number")
+
+
+def _kept(file: str, told: pa.Table, max_length: int) -> pa.Table:
+    """The rows that are learned from, by id and task. Raises BadInput."""
+    faulty = told.filter(pc.field("state") == encoding.FAULTY)
+    if len(faulty):
+        first = faulty.slice(0, 1).to_pylist()[0]
+        where = f"training data {file}, row {first['id']}: {first['fault']}"
+        raise BadInput(f"{where} ({len(faulty):,} rows like that)" if len(faulty) > 1 else where)
+    order = [("id", "ascending"), ("task", "ascending"), ("number", "ascending")]
+    kept = told.filter(pc.field("state") != encoding.TOO_LONG).sort_by(order)
+    if not len(kept):
+        long = f"all {len(told)} rows are longer than max_length = {max_length} tokens"
+        raise BadInput(f"nothing to train on in {file}: {long}")
+    return kept
+
+
+def _starts(ids: pa.ChunkedArray) -> np.ndarray:
+    """Where another id begins than that of the row before."""
+    return np.flatnonzero(pc.not_equal(ids[1:], ids[:-1]).to_numpy()) + 1
+
+
+def _pad(pruned: Path) -> int:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(pruned, local_files_only=True)
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id

@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -47,7 +47,8 @@ def session(address: str, cpus: int | None) -> Iterator[None]:
         logging.getLogger(name).setLevel(logging.ERROR)
     stdout_deduplicator.skip_re = UNTOLD
     with signals.kept(), signals.apart():
-        _start(address=address, runtime_env={"env_vars": worker_environment()}, **options)
+        environment = {"env_vars": worker_environment(), "worker_process_setup_hook": _secrets()}
+        _start(address=address, runtime_env=environment, **options)
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as stopped:
@@ -76,8 +77,22 @@ def _start(**options: Any) -> None:
 def worker_environment() -> dict[str, str]:
     """What workers need of this process's environment, and what keeps them quiet and offline.
 
-    The whole environment is never forwarded: only how to reach S3, the hub and the log level."""
-    named = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL",
-             "AWS_DEFAULT_REGION", "HF_HOME", "HF_ENDPOINT", "HF_TOKEN", "PYTHONPATH")  # fmt: skip
+    The whole environment is never forwarded: only how to reach S3, the hub and the log level. Ray writes it to its
+    logs: keys go another way (`_secrets`)."""
+    named = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "HF_HOME", "HF_ENDPOINT", "PYTHONPATH")
     quiet = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     return quiet | {name: os.environ[name] for name in named if name in os.environ}
+
+
+def _secrets() -> Callable[[], None]:
+    """What every worker calls when it starts: it puts the keys of this process in its own environment. Ray hands it
+    over as code, which stands in no log, as a runtime environment's variables do."""
+    named = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "OPENAI_API_KEY")
+    given = {name: os.environ[name] for name in named if name in os.environ}
+
+    def set_keys() -> None:  # a closure goes by value: the worker need not find this module yet
+        import os
+
+        os.environ.update(given)
+
+    return set_keys

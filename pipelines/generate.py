@@ -27,21 +27,25 @@ from pipelines.generation.job import Job
 from pipelines.generation.progress import Progress
 from pipelines.generation.tally import Tally
 from pipelines.recipe_file import BadInput
+from pipelines.rows import files as rows_files
 from pipelines.screen import say
 
 SCANNED_HERE = 32 << 20  # bytes of input that are scanned without spreading
 
 
 def generate(
-    job: Job, files: dict[str, int], folder: Path | None, new: bool = False, price: float | None = None
-) -> dict[str, Any]:
+    job: Job, files: dict[str, int], folder: Path | None, new: bool = False, price: float | None = None,
+    finish: Callable[[dict[str, Any]], None] = lambda done: None, retry: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Answer the rows of `files` (URL → size) and commit them below the job's output; returns Tally's counts and
     `seconds`, with the `job` as it was done, its `output` and `fingerprint`. Needs a Ray session (cluster.session).
-    What says that the output is whole is the caller's to write: a run's manifest, or finishing.write.
+    What says that the output is whole is the caller's to write: a run's manifest, or, in `finish` while nobody else may
+    write there, finishing.write.
 
     Args: `folder`, the model's directory, None where an endpoint or echo answers; `new`, see settling.settle;
-    `price` of an hour of one GPU, for the cost shown. Raises BadInput for input or an output that do not fit,
-    RuntimeError where engines or endpoint are gone for good, OSError where storage is."""
+    `price` of an hour of one GPU, for the cost shown; `retry`: rows in quarantine are asked again. Raises BadInput for
+    input or an output that do not fit, RuntimeError where engines or endpoint are gone for good, OSError where storage
+    is."""
     began = time.monotonic()
     say(f"generate: reading {len(files):,} file(s), {sum(files.values()) / 1e6:,.1f} MB")
     units = source.units(files)
@@ -49,12 +53,16 @@ def generate(
     types: columns.Types = {}
     for one in scanned:
         types = columns.merge(types, one.columns)
+    if not types and any(sum(one.rows) for one in scanned):
+        raise BadInput(f"no row of the input can be read as one with columns; the first: {_first(units)}")
     job = asking.settled(job, types)
     _check_ids(job, scanned)
     fingerprint = jobs.fingerprint(job, folder, types)
     if types:  # an input without rows binds its output to nothing
         job = settling.settle(job, fingerprint, new)
     with settling.claimed(job.output):
+        if retry:
+            _free(job)
         tally = Tally(job.output)
         stale = tally.take(rereading.mark(job))
         there = {*tally.taken, *stale}
@@ -68,13 +76,34 @@ def generate(
         tally.take()
         counts = tally.counts()
         _audit(job, planned, counts)
-    about = {"output": job.output, "job": job, "fingerprint": fingerprint}
-    return counts | about | {"seconds": round(time.monotonic() - began, 1)}
+        about = {"output": job.output, "job": job, "fingerprint": fingerprint}
+        done = counts | about | {"seconds": round(time.monotonic() - began, 1)}
+        finish(done)
+    return done
+
+
+def _free(job: Job) -> None:
+    """Take the rows in quarantine out of it, so that they are missing as if nobody had asked them."""
+    freed = 0
+    for name, about in list(parts.footers(job.output, [*parts.names(job.output)])):
+        if about["quarantine"]:
+            storage.remove(storage.join(job.output, parts.QUARANTINE, f"{name}.jsonl"))  # else written anew
+            parts.free(job.output, name, about["parser"])
+            freed += len(about["quarantine"])
+    say(f"generate: {freed:,} row(s) out of quarantine, to be asked again")
 
 
 def _ids_in(job: Job) -> Callable[[str], list[str]]:
     column = job.columns.id
     return lambda name: [source.stored(one, column if read else None) for one, read in parts.ids(job.output, name)]
+
+
+def _first(units: list[source.Unit]) -> str:
+    """Where the first row of the input is, and what is wrong with it."""
+    for piece in (piece for unit in units for piece in unit.pieces):
+        for line, row in rows_files.read(piece):
+            return f"{piece.url}, line {line}: {row if isinstance(row, str) else 'it has no column'}"
+    return "there is none"
 
 
 def _check_ids(job: Job, scanned: list[source.Scanned]) -> None:
@@ -120,4 +149,5 @@ def _audit(job: Job, planned: shards.Plan, counts: dict[str, Any]) -> None:
             f"or add files below {parts.DATA}/? The same command goes on from what is there"
         )
     if more := counts["rows"] - planned.rows:
-        say(f"generate: {more:,} rows are there that the input no longer has; they are left alone")
+        input_ = f"the input's first {job.limit:,} rows are not" if job.limit else "the input no longer has"
+        say(f"generate: {more:,} rows are there that {input_}; they are left alone")

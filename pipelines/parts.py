@@ -21,6 +21,7 @@ SETTINGS, MANIFEST, CARD = "settings.json", "manifest.json", "README.md"
 FOOTER = b"regrow"
 BEFORE = "input."  # stands before the name of an input's column where it is one of ours
 PLACE = ("_file", "_line")  # columns of a shard on its way: where in the input its rows are
+TURN = "asked"  # where a prompt file was filled in: what came of it, the last turn that the model was asked
 OURS = pa.schema([
     ("id", pa.string()), ("sample", pa.int64()), ("task", pa.string()), ("prompt", pa.string()),
     ("reference", pa.string()), ("text", pa.string()), ("rationale", pa.string()), ("label", pa.string()),
@@ -41,7 +42,7 @@ def own(row: dict[str, Any]) -> dict[str, Any]:
     return {
         name.removeprefix(BEFORE) if _ours(name) else name: value
         for name, value in row.items()
-        if name not in OURS.names
+        if name not in (*OURS.names, TURN)
     }
 
 
@@ -49,7 +50,7 @@ def _ours(column: str) -> bool:
     """Whether `column` is one of our names, or one of those behind any number of `input.`."""
     while column.startswith(BEFORE):
         column = column.removeprefix(BEFORE)
-    return column in (*OURS.names, *PLACE)
+    return column in (*OURS.names, *PLACE, TURN)
 
 
 def names(url: str) -> dict[str, int]:
@@ -73,6 +74,15 @@ def commit(url: str, name: str, table: pa.Table, held: list[dict[str, Any]], par
 def rewrite(url: str, name: str, table: pa.Table, held: list[dict[str, Any]], parser: str) -> None:
     """Put another reading of the same texts in a part's place, atomically."""
     storage.replace(file(url, name), _bytes(table, held, parser))
+
+
+def free(url: str, name: str, parser: str) -> None:
+    """Take a part's quarantine away, with a part that is nothing but quarantine the whole part."""
+    there = table(url, name)
+    if there.num_rows:
+        rewrite(url, name, there, [], parser)
+    else:
+        storage.remove(file(url, name))
 
 
 def footer(url: str, name: str) -> dict[str, Any]:

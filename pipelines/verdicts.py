@@ -10,25 +10,32 @@ VERDICTS = ("match", "mismatch", "unparsable", "truncated", "unchecked", "error"
 KEPT = ("match", "unchecked")
 # A rewrite that talks about the task it was set has leaked the prompt's scaffold into training data.
 LEAKS = ("reference answer", "your response", "my response", "your own response", "your turn", "in your own words")
+COPY = 40  # characters from which on a text that stands in the prompt is a copy of it; "yes" may be the answer
 LENGTH_BOUNDS = (1 / 8, 8)  # open-ended rewrites: characters relative to the reference
 
 
-def verdict(*, text: str, finish_reason: str, error: str, kind: str, answer: str, prompt: str, reference: str) -> str:
+def verdict(
+    *, text: str, finish_reason: str, error: str, kind: str, answer: str, prompt: str, reference: str,
+    rewrite: bool = True,
+) -> str:  # fmt: skip
     """One of `VERDICTS` for a generated `text`.
 
-    `error` is the engine's message, if any; `finish_reason` vLLM's (`stop` or `length`). A text that
-    is empty, copies the prompt or names the scaffold counts as unparsable, whatever number it holds."""
+    `error` is the engine's message, if any; `finish_reason` vLLM's (`stop` or `length`); `reference` "" where there is
+    none but the `answer`; `rewrite`, whether the text was to be the reference in other words. A text that is empty,
+    copies the prompt or, as a rewrite, names the scaffold counts as unparsable, whatever number it holds."""
     if error:
         return "error"
     if finish_reason == "length":
         return "truncated"
     said = text.strip()
     lowered = said.lower()
-    if not said or said in prompt.replace(reference, "") or any(leak in lowered for leak in LEAKS):
+    shown = prompt.replace(reference, "") if reference else prompt
+    copied = (len(said) >= COPY or said.endswith("?")) and said in shown
+    if not said or copied or (rewrite and any(leak in lowered for leak in LEAKS)):
         return "unparsable"
     if kind == "none":
         low, high = LENGTH_BOUNDS
-        return "unchecked" if low <= len(said) / max(len(reference), 1) <= high else "unparsable"
+        return "unchecked" if not reference or low <= len(said) / len(reference) <= high else "unparsable"
     found = answers.extract(said, kind)
     if found is None:
         return "unparsable"

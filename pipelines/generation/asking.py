@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines import conversations, few_shot, prompts
+from pipelines import answers, conversations, few_shot, prompts
 from pipelines.conversations import Message, Unfit
 from pipelines.generation.job import Job
 
@@ -37,11 +37,12 @@ def ask(job: Job, row: Mapping[str, Any]) -> Asked:
         )
     if job.mode == "self_distill" and not reference:
         raise Unfit("the row has no reference answer to rewrite")
+    kind = _text(row, columns.kind) or job.kind
     return Asked(
         messages=_messages(job, row, question, reference, before),
         reference=reference,
-        answer=_text(row, columns.answer) or reference,
-        kind=_text(row, columns.kind) or job.kind,
+        answer=_text(row, columns.answer) or _said(reference, kind),
+        kind=kind,
         task=_text(row, columns.task) or job.mode,
     )
 
@@ -106,6 +107,11 @@ def _messages(job: Job, row: Mapping[str, Any], question: str, reference: str, b
     if job.mode == "self_distill":
         return prompts.rewrite(question, reference, before)
     return prompts.explain(question, before) if job.mode == "rationale" else prompts.answer(question, before)
+
+
+def _said(reference: str, kind: str) -> str:
+    """The short right answer that a reference gives; the reference itself where it gives none that is clear."""
+    return (kind in answers.KINDS and answers.extract(reference, kind)) or reference
 
 
 def _text(row: Mapping[str, Any], column: str | None, needed: bool = False) -> str:

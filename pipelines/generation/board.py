@@ -15,7 +15,11 @@ class Board:
         self.tries: Counter[str] = Counter()
 
     def tell(self, who: str, counts: dict[str, Any]) -> None:
-        """Put up what engine `who` says of itself: {state, rows, prompt_tokens, completion_tokens, restarts}."""
+        """Put up what engine `who` says of itself: {state, actor, rows, prompt_tokens, completion_tokens, restarts,
+        searching}. One that was in the same actor before is gone; what it counted stays."""
+        for other, said in self.engines.items():
+            if other != who and said["actor"] == counts["actor"]:
+                said |= {"state": "gone", "searching": 0}
         self.engines[who] = counts
 
     def begin(self, what: str) -> int:

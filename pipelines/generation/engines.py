@@ -37,6 +37,7 @@ class Engine:
         self.up: asyncio.Task[None] | None = None
         self.counts: dict[str, Any] = {
             "state": "starting",
+            "actor": _actor(),
             "rows": 0,
             "prompt_tokens": 0,
             "completion_tokens": 0,
@@ -165,6 +166,13 @@ def seats(job: Job) -> int:
     if job.endpoint:
         return job.concurrency
     return job.max_num_seqs + max(4, job.max_num_seqs // 8)
+
+
+def _actor() -> str:
+    """This actor's id, which stays when Ray starts the actor again."""
+    import ray
+
+    return ray.get_runtime_context().get_actor_id() or ""
 
 
 def _writer(job: Job, model: str, kwargs: dict[str, Any]) -> Writer:

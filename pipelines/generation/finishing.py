@@ -7,7 +7,7 @@ from typing import Any
 
 from cluster import storage
 from cluster.artifacts import versions
-from pipelines import cards, conversations, parts, verdicts
+from pipelines import answers, cards, conversations, parts, verdicts
 from pipelines.generation import asking
 from pipelines.generation.job import Job
 
@@ -40,21 +40,35 @@ def messages(job: Job) -> int:
     read them; returns how many. The question is the plain one, not the prompt that showed the reference."""
     written = 0
     for name in parts.names(job.output):
-        lines = []
+        lines: dict[str, None] = {}  # in order, each once: samples that fell back have one target
         for row in parts.table(job.output, name).to_pylist():
-            if row["target"]:
-                turns = [*_asked(job, row), {"role": "assistant", "content": row["target"]}]
-                lines.append(json.dumps({"messages": turns}, ensure_ascii=False))
+            if said := _taught(job, row):
+                turns = [*_asked(job, row), {"role": "assistant", "content": said}]
+                lines[json.dumps({"messages": turns}, ensure_ascii=False)] = None
         data = "".join(f"{line}\n" for line in lines).encode()
         storage.replace(storage.join(job.output, MESSAGES, f"{name}.jsonl"), data)
         written += len(lines)
     return written
 
 
+def _taught(job: Job, row: dict[str, Any]) -> str | None:
+    """What a student is to say, if anything: of a rationale, where its label is right or the one that was voted for,
+    the rationale and the label, as the few-shot prompts say it."""
+    if job.mode != "rationale":
+        return row["target"]
+    kind = "text" if row["kind"] == "none" else row["kind"]
+    voted = row["verdict"] == "unchecked" and answers.same(row["label"], row["target"], kind)
+    right = row["verdict"] == "match" or voted
+    return f"{row['rationale']} So the answer is {row['label']}.".strip() if right else None
+
+
 def _asked(job: Job, row: dict[str, Any]) -> list[conversations.Message]:
     """What a student is asked: in mode self_distill the question without its reference."""
     plain = job.model_copy(update={"mode": "respond", "template": None}) if job.mode == "self_distill" else job
-    return asking.ask(plain, parts.own(row)).messages
+    turns = asking.ask(plain, parts.own(row)).messages
+    if plain.template is not None:  # columns as stored may read otherwise than they were asked: 3 as 3.0
+        turns[-1] = {"role": "user", "content": row[parts.TURN]}
+    return turns
 
 
 def _card(job: Job, folder: Path | None, counts: dict[str, Any]) -> str:

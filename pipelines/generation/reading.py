@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipelines import answers, arithmetic, rationales, verdicts
+from pipelines.generation import asking
 from pipelines.rows import published
 
 FIELDS = ("rationale", "label", "target", "verdict", "agreement")
@@ -17,7 +18,7 @@ def parser() -> str:
     import pipelines.generation.reading as this
 
     whole = hashlib.sha256()
-    for module in (answers, arithmetic, rationales, verdicts, published, this):
+    for module in (answers, arithmetic, asking, rationales, verdicts, published, this):
         whole.update(inspect.getsource(module).encode())
     return whole.hexdigest()[:16]
 
@@ -32,17 +33,17 @@ def read(mode: str, row: dict[str, Any], samples: Sequence[dict[str, Any]]) -> l
         return _rationales(row, samples)
     found = []
     for sample in samples:
-        said = _verdict(row, sample)
+        said = _verdict(row, sample, rewrite=mode == "self_distill")
         target = verdicts.target(said, sample["text"], row["reference"])
         found.append({"rationale": None, "label": None, "target": target, "verdict": said, "agreement": None})
     return found
 
 
-def _verdict(row: dict[str, Any], sample: dict[str, Any]) -> str:
-    if row["reference"]:
+def _verdict(row: dict[str, Any], sample: dict[str, Any], rewrite: bool) -> str:
+    if row["reference"] or row["answer"]:
         return verdicts.verdict(
             text=sample["text"], finish_reason=sample["finish_reason"], error="",
-            kind=row["kind"], answer=row["answer"], prompt=row["prompt"], reference=row["reference"],
+            kind=row["kind"], answer=row["answer"], prompt=row["prompt"], reference=row["reference"], rewrite=rewrite,
         )  # fmt: skip
     if sample["finish_reason"] == "length":
         return "truncated"
@@ -61,7 +62,7 @@ def _rationales(row: dict[str, Any], samples: Sequence[dict[str, Any]]) -> list[
             said = "truncated" if sample["finish_reason"] == "length" else "unparsable"
         else:
             said = published.judge(label, gold, kind) if gold else "unchecked"
-        target = row["reference"] or (voted[0] if voted else label)
+        target = row["reference"] or gold or (voted[0] if voted else label)
         agreement = voted[1] if voted and len(samples) > 1 else None
         found.append(
             {"rationale": rationale, "label": label, "target": target, "verdict": said, "agreement": agreement}

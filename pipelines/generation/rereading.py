@@ -9,8 +9,10 @@ import pyarrow as pa
 
 from cluster.spread import spread
 from pipelines import parts
+from pipelines.conversations import Unfit
 from pipelines.generation import asking, reading
 from pipelines.generation.job import READING, Job
+from pipelines.recipe_file import BadInput
 from pipelines.screen import say
 
 
@@ -44,7 +46,11 @@ def table_again(job: Job, table: pa.Table) -> pa.Table:
     new: list[dict[str, Any]] = [{} for _ in range(table.num_rows)]
     for samples in by_id.values():
         first = samples[0][1]
-        asked = asking.ask(job, parts.own(first))
+        try:
+            asked = asking.ask(job, parts.own(first))
+        except Unfit as error:
+            where = f"row {first['id']} of {job.output}: {error}; the texts there are left as they were read before"
+            raise BadInput(where) from error
         about = {"task": asked.task, "reference": asked.reference, "answer": asked.answer, "kind": asked.kind}
         made = reading.read(job.mode, {**about, "prompt": first["prompt"]}, [row for _, row in samples])
         for (place, _), said in zip(samples, made, strict=True):

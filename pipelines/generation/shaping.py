@@ -45,7 +45,7 @@ def packet(job: Job, folder: str, types: dict[str, pa.DataType], name: str, rows
             ready.append((row, one, prompt, tokens))
     messages = [None if folder or job.raw else _spelt(one.messages) for _, one, _, _ in ready]
     ask = pa.table({"messages": messages, "tokens": [tokens for *_, tokens in ready]}, ASKED)
-    said = {"name": name, "rows": pack(_rows(ready, types)), "asked": pack(ask), "held": json.dumps(held)}
+    said = {"name": name, "rows": pack(_rows(job, ready, types)), "asked": pack(ask), "held": json.dumps(held)}
     return pa.table({key: [value] for key, value in said.items()})
 
 
@@ -76,7 +76,7 @@ def _read(job: Job, rows: pa.Table, answers: pa.Table) -> list[dict[str, Any]]:
     return [about for place, samples in grouped for about in reading.read(job.mode, own[place], list(samples))]
 
 
-def _rows(ready: Sequence[Ready], types: dict[str, pa.DataType]) -> pa.Table:
+def _rows(job: Job, ready: Sequence[Ready], types: dict[str, pa.DataType]) -> pa.Table:
     """Rows with what is ours of them and, typed, the input's own columns."""
     text = pa.string()
     made = {
@@ -85,6 +85,8 @@ def _rows(ready: Sequence[Ready], types: dict[str, pa.DataType]) -> pa.Table:
         "_file": pa.array([row.url for row, *_ in ready], text),
         "_line": pa.array([row.line for row, *_ in ready], pa.int64()),
     }
+    if job.template is not None:
+        made[parts.TURN] = pa.array([one.messages[-1]["content"] for _, one, _, _ in ready], text)
     made |= {name: pa.array([getattr(one, name) for _, one, _, _ in ready], text)
              for name in ("task", "reference", "answer", "kind")}  # fmt: skip
     for name, kind in types.items():

@@ -70,9 +70,14 @@ def test_every_row_bad(tmp_path: Path) -> None:
     assert status == 3 and "20 of 20 rows are in quarantine" in said
     generated.check(tmp_path / "out", [], 20)
     assert pq.read_table(tmp_path / "out/data").num_rows == 0
+
+
+def test_a_file_without_a_single_row_is_refused(tmp_path: Path) -> None:
+    """It has no columns to bind an output to: another file was meant."""
     given = generated.write(tmp_path / "text.jsonl", ["no row", "at all"])
-    assert generated.command(given, tmp_path / "none")[0] == 3
-    generated.check(tmp_path / "none", [], 2)
+    status, said = generated.command(given, tmp_path / "none")
+    assert status == 2 and f"no row of the input can be read as one with columns; the first: {given}, line 1: not" in said
+    assert not (tmp_path / "none").exists()
 
 
 def test_columns_named_like_ours(tmp_path: Path) -> None:

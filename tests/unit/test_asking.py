@@ -68,6 +68,12 @@ def test_what_columns_do_not_say_follows_from_the_job() -> None:
     """The answer is the reference, kind and task are the job's; the last assistant's turn is a reference."""
     asked = asking.ask(job(kind="label", columns=Columns(reference="r")), {"prompt": "Why?", "r": "rain"})
     assert (asked.reference, asked.answer, asked.kind, asked.task) == ("rain", "rain", "label", "respond")
+    for kind, told, short in (
+        ("number", "He sold 48 / 2 = 24 and 48.\n#### 72", "72"), ("choice", "It floats. The answer is (B).", "B"),
+        ("label", "It does not say. Answer: neutral", "neutral"), ("number", "72", "72"), ("choice", "bank", "bank"),
+    ):  # fmt: skip
+        asked = asking.ask(job(kind=kind, columns=Columns(reference="r")), {"prompt": "Why?", "r": told})
+        assert (asked.reference, asked.answer) == (told, short)
     plain = asking.ask(job(), {"prompt": "Why?"})
     assert (plain.reference, plain.answer, plain.kind) == ("", "", "none")
     columns = Columns(messages="m", reference="r")

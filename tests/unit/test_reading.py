@@ -37,11 +37,26 @@ def read(mode: str, about: dict[str, Any], *samples: dict[str, Any]) -> list[tup
         (sample(NOTHING), "unparsable", "It is 4."),
         (sample(""), "unparsable", "It is 4."),
         (sample(FOUR, "length"), "truncated", "It is 4."),
-        (sample(f"The reference answer says so. {FOUR}"), "unparsable", "It is 4."),
     ],
 )
 def test_against_a_reference(mode: str, one: dict[str, Any], verdict: str, target: str) -> None:
     assert read(mode, row(), one) == [(verdict, target)]
+
+
+def test_a_rewrite_that_names_its_scaffold_is_none_and_a_response_has_no_scaffold() -> None:
+    said = f"The reference answer says so. {FOUR}"
+    assert read("self_distill", row(), sample(said)) == [("unparsable", "It is 4.")]
+    assert read("respond", row(), sample(said)) == [("match", said)]
+
+
+def test_an_answer_without_a_reference_is_compared_and_nothing_stands_in_for_it() -> None:
+    about = row(reference="")
+    assert read("respond", about, sample(FOUR), sample(FIVE)) == [("match", FOUR), ("mismatch", "")]
+    assert read("rationale", about, sample(FIVE)) == [("mismatch", "4")], (
+        "the given label is learned, not the wrong one"
+    )
+    long = sample("It rains. " * 90)
+    assert read("respond", row(reference="", kind="none"), long) == [("unchecked", long["text"].strip())]
 
 
 def test_open_ended_rewrites_are_kept_within_bounds() -> None:

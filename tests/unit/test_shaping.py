@@ -140,3 +140,13 @@ def test_seeds_are_the_rows_own() -> None:
 def a_job(**given: Any) -> Job:
     """A job of the echo."""
     return Job(model="echo", output="out", **given)
+
+
+def test_what_a_prompt_file_came_to_is_kept() -> None:
+    """As it was asked: the columns as they are stored would read otherwise."""
+    job, types = a_job(template="{a} of {c}?"), {"a": "double", "c": "string", "asked": "string"}
+    rows: list[dict[str, Any] | str] = [{"a": 3, "c": "x", "asked": "mine"}, {"a": 2.5, "c": "y", "asked": None}]
+    table, _ = shaping.table(job, answered(packed(job, rows, types), [["ja"], ["no"]]))
+    assert table.column(parts.TURN).to_pylist() == ["3 of x?", "2.5 of y?"]
+    assert table.column("a").to_pylist() == [3.0, 2.5]
+    assert parts.own(table.to_pylist()[0]) == {"a": 3.0, "c": "x", "asked": "mine"}

@@ -28,6 +28,24 @@ def test_verdicts(text: str, reason: str, error: str, kind: str, expected: str) 
     assert verdict(text=text, finish_reason=reason, error=error, **{**ABOUT, "kind": kind}) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "kind", "answer", "prompt", "expected"),
+    [
+        ("yes", "label", "yes", "Is water wet? Answer yes or no.", "match"),
+        ("18", "number", "18", "Tom has 18 eggs and eats none. How many are left?", "match"),
+        ("contradiction", "label", "neutral", "Say entailment, neutral or contradiction.", "mismatch"),
+        ("How many are left?", "none", "", "Tom has 18 eggs. How many are left?", "unparsable"),
+        ("Tom has 18 eggs, eats 3 and gives away 4 eggs.", "none", "",
+         "Tom has 18 eggs, eats 3 and gives away 4 eggs. How many are left?", "unparsable"),
+    ],
+)  # fmt: skip
+def test_a_short_answer_that_the_prompt_names_is_no_copy(
+    text: str, kind: str, answer: str, prompt: str, expected: str
+) -> None:
+    about = {"answer": answer, "prompt": prompt, "reference": "He ate none, so 18 are left there, it says."}
+    assert verdict(text=text, finish_reason="stop", error="", kind=kind, **about) == expected
+
+
 def test_only_kept_rewrites_become_targets() -> None:
     assert target("match", " mine ", "theirs") == "mine"
     assert target("unchecked", "mine", "theirs") == "mine"

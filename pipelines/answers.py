@@ -1,25 +1,23 @@
 """The final answer said in a text, and whether two answers are the same. Pure and strict.
 
-Models: GSM8K's grader takes the first `#### (-?[0-9.,]+)`; lm-eval's gsm8k `strict-match` does the
-same, its `flexible-extract` the last number of the text, its CoT variant "The answer is N.".
-Rules here, in this order:
+Models: GSM8K's grader takes the first `#### (-?[0-9.,]+)`; lm-eval's gsm8k `strict-match` does the same, its
+`flexible-extract` the last number of the text, its CoT variant "The answer is N.". Rules here, in this order:
 
 1. Text after a stop token or from the next "Question:" / "Q:" on belongs to another turn and is
    ignored; so is what follows a first `####` number when a second comes without a correction
    ("wait", "mistake") between. `<<48/2=24>>` annotations go; LaTeX, Markdown, currencies and
    Unicode digits, minus signs and spaces become plain ASCII.
-2. The last cue decides: `####`, `\\boxed{}`, "answer is", "answer:", "A:" (for choices also
-   "option B", "B is the correct choice"). A cue with nothing behind it passes to the one before; a
-   cue with something unreadable behind it ("the answer is unknown", "3 or 4") gives None. A heading
-   ("#### Step 1", "Answer: Let's think ...", "the answer is as follows:") only moves the start.
-3. Behind a cue a number is read where it stands first ("18 dollars in 3 days"), else after the last
-   "=", else as in 4. A pure expression is worth its value; a date, time, range, list or quantity of
-   several units is None. `30%` is 30, `1 3/4` is 1.75, "3 million" 3000000.
-4. Without a cue: in the last sentence that holds a number, the only bold one, else the one after the
-   last "=", else the first one behind the last verb ("has 18 eggs after 3 days"), else the last one;
-   what follows "because" or "than" does not count. None for alternatives, ranges, lists, operations
-   without a result, and where a later sentence counts in words ("eight are left"). Other kinds take
-   the last line if it is nothing but an answer.
+2. The last cue decides: `####`, `\\boxed{}`, "answer is", "answer:", "A:" (for choices also "option B", "B is the
+   correct choice"). A cue with nothing behind it passes to the one before; one with something unreadable behind it
+   ("the answer is unknown", "3 or 4") gives None. A heading ("#### Step 1", "Answer: Let's think ...", "the answer is
+   as follows:") only moves the start.
+3. Behind a cue a number is read where it stands first ("18 dollars in 3 days"), else after the last "=", else as
+   in 4. A pure expression is worth its value; a date, time, range, list or quantity of several units is None.
+   `30%` is 30, `1 3/4` is 1.75, "3 million" 3000000.
+4. Without a cue: in the last sentence that holds a number, the only bold one, else the one after the last "=", else
+   the first one behind the last verb ("has 18 eggs after 3 days"), else the last one; what follows "because" or
+   "than" does not count. None for alternatives, ranges, lists, operations without a result, and where a later
+   sentence counts in words ("eight are left"). Other kinds take the last line if it is nothing but an answer.
 
 All patterns run in linear time; numbers of more than 60 digits are no answers.
 """
@@ -53,10 +51,11 @@ _CUE = re.compile(
     r"|^[\s>*_#-]{0,12}(?P<line>A(?=[*_]{0,3}\ ?:)|(final\ )?ans(wer)?)[*_]{0,3}(?:\ ?[:.)=]|\ (?=[($\d-]|[A-J]\b))",
     re.IGNORECASE | re.MULTILINE,
 )
+_IS_IT = r"\ is\ (?:the\ )?(?:correct|right|best)?\ ?(?:answer|choice|option|correct)\b"
 _CHOICE_CUE = re.compile(
     r"\b(?i:option|choice)\b(?:\ (?:is|should\ be|would\ be))?\ ?[:=]?(?=\W{0,4}[A-J]\b)"
     r"|\b(?i:answer|ans)\ (?=\(?[A-J]\)?\W*$)"
-    r"|(?<!\w)(?=\(?[A-J]\)?\ is\ (?:the\ )?(?:correct|right|best)?\ ?(?:answer|choice|option|correct)\b)",
+    rf"|(?<!\w)(?=\(?[A-J]\)?{_IS_IT})",
     re.MULTILINE,
 )
 _LABEL_CUE = re.compile(r"\b(?:label|verdict)\b\ ?(?:is|:|=)", re.IGNORECASE)
@@ -140,6 +139,8 @@ _LETTER = re.compile(
 _MORE_LETTERS = re.compile(
     r"\W*(?:or|and|,|/)\W*(?:option\W*)?\(?[A-J]\b(?:\W|$)|.{0,200}\b(?:or|and)\s*\([A-J]\)", re.IGNORECASE
 )
+# Neither article nor pronoun. "A is taller than B" is no answer, so "is" alone does not do.
+_NO_ARTICLE = re.compile(rf"[AI](?:{_IS_IT}|\ is\ (?:the\ )?(?:right|best|true)\W*$)|A\ as\b(?!\ well\b)")
 
 
 def _choice(content: str) -> str | None:
@@ -149,7 +150,8 @@ def _choice(content: str) -> str | None:
         return None
     rest, letter = content[match.end() :], match[2]
     marked = match[1] or match[3] is not None or not rest.strip(" .\"'])}*_\n$")
-    if marked or (letter.isupper() and letter not in "AI") or re.match(r"\s*(?:because|since|[).:,;\]*\n])", rest):
+    certain = letter.isupper() and (letter not in "AI" or _NO_ARTICLE.match(content, match.start(2)))
+    if marked or certain or re.match(r"\s*(?:because|since|[).:,;\]*\n])", rest):
         return letter.upper()
     return None  # the article or the pronoun
 
@@ -165,9 +167,7 @@ def _text(content: str) -> str | None:
     content = re.sub(r"^\(?[A-Ja-j]\)\ ?(?=.)", "", content)  # the letter of a choice whose words follow
     content = re.split(r"(?<=\w{4})[.!?]\ (?=[A-Z])", content, maxsplit=1)[0]
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", content).casefold()).replace("'", "")
-    plain = re.sub(
-        r"(?<=\d),(?=\d{3})", "", folded
-    )  # points and signs of numbers stay, as do symbols: "c++" is not "c"
+    plain = re.sub(r"(?<=\d),(?=\d{3})", "", folded)  # points and signs of numbers stay, as does "c++"
     kept = re.sub(r"(?!\.\d)(?!(?<!\w)-\d)[.,;:!?\"()\[\]{}_‘“”«»…—-]", " ", plain)
     return _bare(" ".join(kept.split())) or _bare(" ".join(folded.split())) or None
 

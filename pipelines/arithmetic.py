@@ -185,9 +185,10 @@ _LEAD = re.compile(
 _SENTENCE_END = re.compile(r"(?<![.\s]\w)(?<!\bRs)(?<!\bMr)(?<!\bMs)(?<!\bMrs)(?<!\bDr)[.!?][*_\"')\]]*+(?=\s|$)|\n")
 _REASON = re.compile(r"\b(?:because|since|as|so|which|where|if|when|after)\b|;|,(?!\d)", re.IGNORECASE)
 _OPERATED = re.compile(r"[%$)\s]*+(?:(?:[-+/^]|\*(?!\*)|x\b)[\s$(]*[\d.]|\*(?!\*)\s*[\d$(])")
-_SEVERAL = re.compile(
+_SEVERAL = re.compile(  # read past the clause; numbers behind a reason word are no part of the answer
     r"(?:\s*(?:%|[a-z]+)?\ (?:and|or|to)\ \$?\d|\s*-\ ?\$?\d|,\ ?\d|(?:[./:]|\ ++)\d|\s?(?:or|to)\b\ ?\$?\d"
-    r"|[a-z ]*\ and\ \$?\d|\ [a-z]+\ \d|\W*(?:\w+\ )?(?:(?:more|less|fewer|greater)\ than|times\ (?:as|more|the)"
+    r"|(?:(?!\ (?:because|since)\b)[a-z ])*\ and\ \$?\d|\ (?!(?:because|since|as|so|where|if|when|after)\b)[a-z]+\ \d"
+    r"|\W*(?:(?!because\b)\w+\ )?(?:(?:more|less|fewer|greater)\ than|times\ (?:as|more|the)"
     r"|(?:percent\ )?of\ (?:the\ )?\$?\d))",
     re.IGNORECASE,
 )

@@ -4,11 +4,15 @@ Source: Distilling Step-by-Step (arXiv 2305.02301, §3.1): a few-shot prompt of 
 teacher write a rationale and then, behind a fixed cue, its label. Rules here, in this order:
 
 1. What follows a stop token or opens the next few-shot question ("Q:", "Premise:", ...) is another turn: a base
-   model runs on past its answer, and an answer given there is none to this question.
+   model runs on past its answer, and an answer given there is none to this question. Heads that a rationale may hold
+   as well ("Statement:", "Example:", ...) open one only behind a cue.
 2. The first cue with something behind it decides: "answer is", "Answer:", "####", `\\boxed{}`. Only a firmer cue of
-   the same paragraph passes it ("the closest answer is relax. So the answer is (e) relax").
-3. The label ends with its line or sentence, and loses the final full stop and the letter of its option; what is cut
-   off in mid-word stays as it is, since nothing tells it from a whole word.
+   the same paragraph passes it ("the closest answer is relax. So the answer is (e) relax"). A guess ("so the answer
+   must be a place") holds only where no other cue follows. Of kind "label", a line "Answer: neutral" also passes "so
+   the answer is unclear", from the paragraph's end too.
+3. The label ends with its line or sentence, and loses the final full stop and the letter of its option, for which a
+   name's initials ("J. Edgar") are not taken; what is cut off in mid-word stays as it is, since nothing tells it from
+   a whole word.
 """
 
 import re
@@ -20,18 +24,26 @@ from pipelines import answers
 
 MAX_LABEL = 300  # characters; more is no label but a text
 MAX_CUES = 100  # looked at; an output with more without a label is a loop
+GUESS, MENTION, FIRM, FIELD = range(4)  # ranks of cues: one passes those below it
 
 _STOP = re.compile(r"</s>|<\|[a-z_]{1,20}\|>|<end_of_turn>|<eos>|\[/?INST\]")
+# A model that runs on may leave out the white space: "bank.Q:", "neutralPremise:".
 _NEXT = re.compile(
-    r"(?:(?<=\s)|^)[#*_]{0,6}\ ?(?:(?:Q|Question|QUESTION|Premise|PREMISE)(?:\ ?\d{1,4})?|(?<=\n)(?:Human|User)"
-    r"|(?<=\n\n)(?:Hypothesis|Input|Context|Passage|Text|Sentence|Statement|Claim|Problem|Example|Exercise|Article"
-    r"|Story|Review|Task|Instruction)(?:\ \d{1,4})?)[*_]{0,3}\ ?:"
+    r"(?:(?<=[\s.!?])|^|(?<=[a-z])(?=[#*_]{0,6}(?:Q|Premise)\b))[#*_]{0,6}\ ?(?:(?:Q|Question|QUESTION|Premise|PREMISE)"
+    r"(?:\ ?\d{1,4})?|(?<=\n)(?:Human|User)|(?<=\n\n)Hypothesis(?:\ \d{1,4})?)[*_]{0,3}\ ?:"
+)
+_NEXT_FIELD = re.compile(
+    r"(?<=\n\n)(?:Hypothesis|Input|Context|Passage|Text|Sentence|Statement|Claim|Problem|Example|Exercise|Article"
+    r"|Story|Review|Task|Instruction)(?:\ \d{1,4})?[*_]{0,3}\ ?:"
 )
 _CUE = re.compile(
     r"(?P<so>\b(?:so|thus|therefore|hence|consequently|overall|in\ conclusion)\b,?\s{1,2})?"
     r"(?P<the>\b(?:the|my|our)\s)?(?P<firm>\b(?:final|correct|right)\s)?(?:\b(?:best|closest|most\ \w{1,20})\s)?"
     r"\b(?P<noun>answer|label|option|choice)(?P<plural>s?)[*_]{0,3}(?:\ to\ (?:the|this)\ \w{1,20})?"
-    r"(?:\ ?(?P<colon>[:=])|\ (?:is|are|would\ be|will\ be)\b(?:\ that\b)?\ ?(?P<listed>:?))[*_]{0,3}"
+    r"(?:\ ?(?P<colon>[:=])|\ (?:is|are|would\ be|will\ be|(?P<guess>(?:should|must|could|has\ to)\ be|was))\b"
+    r"(?:,?\ (?:(?P<hence>therefore|thus|hence)|(?:(?:most\ )?likely|probably)"
+    r"(?=,?\ (?!(?:to|and|or|but|because|since|as)\b)[\w(\[\"'“$\\*]))\b,?)?"  # "likely" alone may be the label
+    r"(?:\ that\b)?\ ?(?P<listed>:?))[*_]{0,3}"
     r"|^(?P<bare>(?:final\ )?answer)(?=\ \(?[A-J]\)?[ .*]{0,4}$)"
     r"|(?<!\#)(?P<hash>\#{4,10})(?!\#)"
     r"|\\f?boxed\ ?\{(?P<box>(?:[^{}\n]|\{[^{}\n]{0,300}\}){1,300})\}",
@@ -50,10 +62,18 @@ _ANNOUNCED = re.compile(r"(?:as follows|below|found|obtained|calculated|determin
 # A full stop ends the label, but not that of "St. Louis" or "Washington D.C. area".
 _END = re.compile(
     r"(?<!\.\w)(?<!\bSt)(?<!\bMt)(?<!\bFt)(?<!\bDr)(?<!\bMr)(?<!\bMs)(?<!\bMrs)(?<!\bvs)[.!?](?=[*_\"”]{0,3}\s+\S)"
-    r"|[,;]?\s+because\b|,\s+(?:since|as)\b|\s+Premise\b",
+    r"|[,;]?\s+because\b(?=,?\s+\S)|,\s+(?:since|as)\b|(?:\s+|(?<=[a-z.!?]))Premise\b",
 )
+# "J. K. Rowling", "J. Edgar"; a name of one initial has nothing but a full stop or a reason behind it.
+_INITIALS = (
+    r"[A-Z]\.\ (?:[A-Z]\.\ ?){1,3}(?=[A-Z]\w)"
+    r"|[F-HJ-Z]\.\ (?=[A-Z][\w'’-]++(?:\ [A-Z][\w'’-]++){0,2}(?:\.|$|,?\ because\b))"  # A to E are options, I a one
+)
+_INITIAL = re.compile(_INITIALS)
 _OPTION = re.compile(
-    r"(?:(?:option|choice)\ )?(?:[(\[][A-J][)\]][:.,]?\s*|[A-J](?:\)|[.:](?=\s))\s*)(?=[\w\"'“‘])", re.IGNORECASE
+    rf"(?!(?-i:{_INITIALS}))(?:(?:option|choice)\ )?"
+    r"(?:[(\[][A-J][)\]][:.,]?\s*|[A-J](?:\)|[.:](?=\s))\s*)(?=[\w\"'“‘])",
+    re.IGNORECASE,
 )
 _OPTION_BEHIND = re.compile(r"\s*[(\[][A-J][)\]]$", re.IGNORECASE)
 _MARKED = re.compile(r"[(\[][A-J][)\]]", re.IGNORECASE)
@@ -67,18 +87,20 @@ def split(raw: str, kind: str = "text") -> tuple[str, str] | None:
     letter stays before the words, for `answers.same` to read. Raises nothing, on any string."""
     turn = _first_turn(raw)
     found: tuple[int, str] | None = None
-    paragraph = len(turn)
+    best, paragraph = GUESS, len(turn)
     for cue in islice(_CUE.finditer(turn), MAX_CUES):
-        if cue.start() > paragraph:
+        beyond = cue.start() > paragraph
+        if beyond and (kind != "label" or turn[paragraph : cue.start()].strip(" \n#*_>-")):
             break
-        firm = _firm(cue)
-        if (found and not firm) or _is_other(cue) or not (label := _label(cue, kind)):
+        if _is_other(cue) or not (label := _label(cue, kind)):
             continue
-        found = cue.start(), label
-        if firm:
-            break
-        ends = turn.find("\n\n", cue.end())
-        paragraph = ends if ends >= 0 else len(turn)
+        rank = _rank(cue, label, kind)
+        if GUESS < best >= rank or (beyond and rank < FIELD):
+            continue
+        found, best = (cue.start(), label), rank
+        if rank > GUESS:
+            ends = turn.find("\n\n", cue.end())
+            paragraph = ends if ends >= 0 else len(turn)
     return (_HEAD.sub("", turn[: found[0]]).strip().rstrip(" *_#>,;\n"), found[1]) if found else None
 
 
@@ -108,10 +130,19 @@ def _first_turn(raw: str) -> str:
     text = _TITLE.sub(r"\1:", raw.replace("\r\n", "\n").replace("\r", "\n").rpartition("</think>")[2])
     for pattern in (_STOP, _NEXT):
         for match in pattern.finditer(text):
-            if text[: match.start()].strip(" \n#*_"):  # at the very start the question is only repeated
+            before = text[: match.start()].strip(" \n#*_")
+            # At the very start the question is only repeated.
+            if before and not (match[0].startswith("Hypothesis") and _repeated(before)):
                 text = text[: match.start()]
                 break
-    return text
+    cue = next((cue for cue in islice(_CUE.finditer(text), MAX_CUES) if not _is_other(cue)), None)
+    head = _NEXT_FIELD.search(text, cue.end()) if cue else None
+    return text[: head.start()] if head else text
+
+
+def _repeated(before: str) -> bool:
+    """Whether a text that begins with its question has said only the first half of it."""
+    return before.startswith(("Premise", "PREMISE")) and "\nHypothesis" not in before
 
 
 def _at_line_start(cue: re.Match[str]) -> bool:
@@ -119,16 +150,19 @@ def _at_line_start(cue: re.Match[str]) -> bool:
     return not before or before.endswith("\n")
 
 
-def _firm(cue: re.Match[str]) -> bool:
-    """Whether the cue concludes, as the few-shot prompts teach it, and does not only mention an answer.
+def _rank(cue: re.Match[str], label: str, kind: str) -> int:
+    """How far the cue concludes, as the few-shot prompts teach it, and does not only mention an answer.
 
     Where the text begins with it, a rationale and a cue of its own may still follow."""
     part = cue.groupdict()
+    if part["guess"]:
+        return GUESS
     if not cue.string[: cue.start()].strip(" \n#*_>"):
-        return False
-    if part["hash"] or part["bare"] or part["so"] or part["firm"]:
-        return True
-    return bool(part["colon"]) and (_at_line_start(cue) or part["noun"] == "Answer")
+        return MENTION
+    if part["hash"] or part["bare"] or (part["colon"] and _at_line_start(cue)):
+        return FIELD if kind == "label" else FIRM
+    right = part["firm"] and not label.lower().startswith("not ")  # "the correct answer is not bank" leaves it open
+    return FIRM if part["so"] or part["hence"] or right or (part["colon"] and part["noun"] == "Answer") else MENTION
 
 
 def _is_other(cue: re.Match[str]) -> bool:
@@ -136,9 +170,11 @@ def _is_other(cue: re.Match[str]) -> bool:
     part = cue.groupdict()
     if not part["noun"]:
         return False
+    if part["guess"] and not part["so"]:  # "the answer must be a place"
+        return True
     if part["noun"].lower() != "answer":
         field = part["noun"].lower() == "label" and part["colon"] and _at_line_start(cue)
-        return bool(part["plural"]) or not (part["so"] or part["firm"] or field)
+        return bool(part["plural"]) or not (part["so"] or part["hence"] or part["firm"] or field)
     if part["plural"] and not part["the"]:
         return True
     return bool(_SUPPOSED.search(cue.string, max(cue.start() - 12, 0), cue.start()))
@@ -168,7 +204,8 @@ def _bare(content: str, kind: str) -> str:
     content = content.strip(' \n\t*_`"“”:=#→')
     option = _OPTION.match(content)
     start = option.end() if option else 0
-    end = _END.search(content, start)
+    initials = _INITIAL.match(content, start)
+    end = _END.search(content, initials.end() if initials else start)
     words = content[start : end.start() if end else len(content)].strip(' \n\t*_`"“”')
     ended = words.endswith(".")
     words = words.removesuffix(".").rstrip(' *_`"”')

@@ -42,6 +42,51 @@ SPLIT = [
     ("R. The answer is St. Louis. It is", ("R.", "St. Louis")), ("R. The answer is no because x.", ("R.", "no")),
     ("R. So the answer is (e) Washington D.C.", ("R.", "Washington D.C")),
     ("R. So the answer is either (a) x or (e) y.", ("R.", "either (a) x or (e) y")),
+    ("R. So the answer is (e) just because.", ("R.", "just because")),
+    ("R. So the answer is (e) just because of it.", ("R.", "just")),
+    ("R. So the answer is no, because x.", ("R.", "no")),
+    # initials of a name are no option, and end no sentence
+    ("R. The answer is (e) J. K. Rowling.", ("R.", "J. K. Rowling")),
+    ("R. So the answer is J. Edgar.", ("R.", "J. Edgar")),
+    ("R. So the answer is C. S. Lewis. He", ("R.", "C. S. Lewis")),
+    ("R. So the answer is (b) R. Kelly because he sang.", ("R.", "R. Kelly")),
+    ("R. So the answer is J. Edgar Hoover. He was", ("R.", "J. Edgar Hoover")),
+    ("R. So the answer is D. math problem.", ("R.", "math problem")), ("R. So the answer is B. Sea.", ("R.", "Sea")),
+    ("R. So the answer is H. The sea it is.", ("R.", "The sea it is")),
+    ("R. So the answer is (e) vitamin C. The body", ("R.", "vitamin C")),
+    ("R. Answer: I. Introduction\nA. Terms", ("R.", "Introduction")),
+    # a guess, and a conclusion said behind the verb
+    ("R. So the answer should be (b) sea.", ("R.", "sea")), ("R. Thus, the answer must be (b) sea.", ("R.", "sea")),
+    ("R. Therefore the answer could be (b) sea.", ("R.", "sea")), ("R. So the answer has to be sea.", ("R.", "sea")),
+    ("R. So the answer was (b) sea.", ("R.", "sea")), ("The answer was sea.", None), ("It could be the sea.", None),
+    ("The answer should be (b) sea.", None), ("R. So the answer could be found.", None),
+    ("So the answer must be wet. So the answer is (b) sea.", ("So the answer must be wet.", "sea")),
+    ("R, so the answer must be wet.\n\nThe answer is sea.", ("R, so the answer must be wet.", "sea")),
+    ("R. The answer is therefore sea.", ("R.", "sea")), ("R. The answer is thus (c) sea", ("R.", "sea")),
+    ("R. The answer is most likely (c) sea", ("R.", "sea")), ("R. The answer is, therefore, sea.", ("R.", "sea")),
+    ("R. The answer is most likely.", ("R.", "most likely")), ("R. The answer is therefore", None),
+    ("R. The answer is likely to fall.", ("R.", "likely to fall")), ("R. The answer is thusly.", ("R.", "thusly")),
+    ("I think the correct answer is not bank. So the answer is (b) sea.",
+     ("I think the correct answer is not bank.", "sea")),
+    ("The correct answer is not bank.", ("", "not bank")),
+    ("R. The correct answer is bank. So the answer is (b) sea.", ("R.", "bank")),
+    ("R. So the answer is not entailment. So the answer is x.", ("R.", "not entailment")),
+    # heads that are no next question: the question repeated, and a rationale's own
+    ("Premise: A man runs.\n\nHypothesis: A man moves.\n\nRunning is moving.\nAnswer: entailment",
+     ("Premise: A man runs.\n\nHypothesis: A man moves.\n\nRunning is moving.", "entailment")),
+    ("Premise: A.\nHypothesis: B.\nR.\nAnswer: neutral", ("Premise: A.\nHypothesis: B.\nR.", "neutral")),
+    ("Premise: A.\n\nHypothesis: B.\n\nR.\n\nHypothesis: C.\nAnswer: neutral", None),
+    ("It runs.\n\nHypothesis: B.\nAnswer: neutral", None),
+    *((f"It may float.\n\n{head}: ice floats.\n\nSo the answer is (b) ice.",
+       (f"It may float.\n\n{head}: ice floats.", "ice")) for head in ("Statement", "Example", "Problem")),
+    ("R. The answer is ice.\n\nProblem: x. So the answer is (c) tea.", ("R.", "ice")),
+    ("R. Answer:\n\nProblem: x. Answer: 5", None),
+    # the next question without white space before it
+    ("R. Answer: entailment.Premise: x", ("R.", "entailment")), ("R. Answer: neutralPremise: A", ("R.", "neutral")),
+    ("R. Answer: neutralPremise", ("R.", "neutral")), ("R. So the answer is (a) bank.Q: What", ("R.", "bank")),
+    ("R. So the answer is (a) bankQ: What", ("R.", "bank")), ("R.Q: x. So the answer is (a) bank.", None),
+    ("R. So the answer is (a) an IQ: tests.", ("R.", "an IQ: tests")),
+    ("R. So the answer is (a) subQuestion: x.", ("R.", "subQuestion: x")),
     # a mention before the conclusion, and headings
     ("The closest answer is relax. So the answer is (e) relax.", ("The closest answer is relax.", "relax")),
     ("Only answers are filled out. So the answer is (e) answers.", ("Only answers are filled out.", "answers")),
@@ -63,6 +108,24 @@ def test_split(raw: str, expected: tuple[str, str] | None) -> None:
     assert split(raw) == expected
 
 
+UNCLEAR = "The premise doesn't say it, so the answer is unclear."
+LINES = [
+    (f"{UNCLEAR}\nAnswer: neutral", "label", (UNCLEAR, "neutral")),
+    (f"{UNCLEAR}\n\n**Answer:** neutral", "label", (UNCLEAR, "neutral")),
+    (f"{UNCLEAR}\nAnswer: neutral", "text", ("The premise doesn't say it", "unclear")),
+    (f"{UNCLEAR} Answer: neutral", "label", ("The premise doesn't say it", "unclear")),
+    (f"{UNCLEAR}\n\nA boy.\nAnswer: neutral", "label", ("The premise doesn't say it", "unclear")),
+    (f"{UNCLEAR}\n\nSo the answer is neutral.", "label", ("The premise doesn't say it", "unclear")),
+    (f"{UNCLEAR}{NEXT}", "label", ("The premise doesn't say it", "unclear")),
+    ("R.\nAnswer: neutral\nAnswer: entailment", "label", ("R.", "neutral")),
+]
+
+
+@pytest.mark.parametrize(("raw", "kind", "expected"), LINES)
+def test_a_line_with_the_label_passes_a_sentence(raw: str, kind: str, expected: tuple[str, str]) -> None:
+    assert split(raw, kind) == expected
+
+
 @pytest.mark.parametrize(
     "end", ["(d) math problem.", "D. math problem", "math problem (d).", "(d)", "d", "(D", "**(d)**"]
 )
@@ -75,6 +138,7 @@ def test_a_choice_keeps_its_letter(end: str) -> None:
 PIECES = [
     "So the answer is", "the answer is ", "Answer:", "#### ", "\\boxed{", "}", "{", "**", "$", "(b) ", "foo", "7", ".",
     ",", "\n", "\n\n", " ", "Q:", "Premise:", "</think>", "</s>", "because", "## Answer", "\ud800", "½", "'",
+    "So the answer must be ", "the answer is thus ", "J. ", "Edgar", "\n\nProblem:", "not ",
 ]  # fmt: skip
 
 
@@ -103,7 +167,9 @@ def test_what_the_prompts_teach_is_split_whatever_follows(more: str, said: str) 
 
 
 HOSTILE = ["(", "9", "####", "\\boxed{", "\\boxed{{}", "\\boxed{{a}{b}", "the answer is ", "the answer is\n", "Answer:",
-           "so ", "most a ", "Q:", " Q:", "\n\n", "*_", " #", "if the answer is ", "because", "#### 1\n"]  # fmt: skip
+           "so ", "J. ", ".Q", "aQ", "Premise:\n\nHypothesis:",
+           "so the answer must be ", "the answer is most likely ", "\n\nProblem:", "most a ",
+           "Q:", " Q:", "\n\n", "*_", " #", "if the answer is ", "because", "#### 1\n"]  # fmt: skip
 
 
 @pytest.mark.parametrize("unit", HOSTILE)

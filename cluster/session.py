@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -32,7 +33,10 @@ def session(address: str, cpus: int | None) -> Iterator[None]:
         return
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address == "local":
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        # Ray listens on all addresses, and whoever speaks to it runs code here: only who has this token. Without one it
+        # would write its own to the home directory, which may not be writable.
+        if not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
         os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
@@ -47,7 +51,7 @@ def session(address: str, cpus: int | None) -> Iterator[None]:
         logging.getLogger(name).setLevel(logging.ERROR)
     stdout_deduplicator.skip_re = UNTOLD
     with signals.kept(), signals.apart():
-        environment = {"env_vars": worker_environment(), "worker_process_setup_hook": _secrets()}
+        environment = {"env_vars": worker_environment(), "worker_process_setup_hook": _hand_over_keys()}
         _start(address=address, runtime_env=environment, **options)
     try:
         yield
@@ -78,13 +82,13 @@ def worker_environment() -> dict[str, str]:
     """What workers need of this process's environment, and what keeps them quiet and offline.
 
     The whole environment is never forwarded: only how to reach S3, the hub and the log level. Ray writes it to its
-    logs: keys go another way (`_secrets`)."""
+    logs: keys go another way (`_hand_over_keys`)."""
     named = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "HF_HOME", "HF_ENDPOINT", "PYTHONPATH")
     quiet = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     return quiet | {name: os.environ[name] for name in named if name in os.environ}
 
 
-def _secrets() -> Callable[[], None]:
+def _hand_over_keys() -> Callable[[], None]:
     """What every worker calls when it starts: it puts the keys of this process in its own environment. Ray hands it
     over as code, which stands in no log, as a runtime environment's variables do."""
     named = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "OPENAI_API_KEY")

@@ -192,7 +192,7 @@ class Serve(Section):
     max_num_seqs: int = Field(64, ge=1, description="Requests an engine works on at once")
     queue: int = Field(256, ge=0, description="Requests that may wait for each model; more are refused (429)")
     max_output_tokens: int | None = Field(None, ge=1, description="Longest answer that a request may ask for")
-    max_body_bytes: int = Field(8 << 20, ge=1024, description="Largest request")
+    max_body_bytes: int = Field(2 << 20, ge=1024, description="Largest request")
     timeout_seconds: float = Field(600.0, gt=0, description="Deadline of a request")
 
 

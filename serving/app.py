@@ -7,6 +7,7 @@ from ray.llm._internal.common.callbacks.base import CallbackBase
 
 from serving import engine
 from serving.gate import Gate, Limits
+from serving.health import Health
 
 LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 
@@ -38,18 +39,20 @@ def build(
     from ray import serve
     from ray.llm._internal.serve.core.configs.openai_api_models import to_model_metadata
     from ray.serve.llm import build_llm_deployment
-    from ray.serve.llm.ingress import OpenAiIngress, make_fastapi_ingress
+    from ray.serve.llm.ingress import make_fastapi_ingress
+
+    from serving.ingress import Ingress
 
     lengths = (max_model_len, max_num_seqs, dtype, tensor_parallel)
     configs = [config(name, path, *lengths) for name, path in models.items()]
     for one in configs if limits.output_tokens < max_model_len else ():  # vLLM's bound for requests that state none
         one.engine_kwargs["override_generation_config"] = {"max_new_tokens": limits.output_tokens}
-    ingress = make_fastapi_ingress(OpenAiIngress, app=_gated_fastapi(tuple(models), limits, keys))
+    ingress = make_fastapi_ingress(Ingress, app=_gated_fastapi(tuple(models), limits, keys))
     deployment: Any = serve.deployment(
         ingress,
         num_replicas=1,
         max_ongoing_requests=2 * (limits.seats + limits.waiting) * len(models) + 64,  # room to refuse at once
-        max_queued_requests=1024,  # of those that come faster than they are refused; then 503
+        max_queued_requests=256,  # of those that come faster than they are refused; then 503
         ray_actor_options={"num_cpus": 0.1},
         logging_config=LOGGING,
     )
@@ -103,8 +106,13 @@ def _gated_fastapi(models: tuple[str, ...], limits: Limits, keys: Path | None) -
     """Ray's FastAPI app (request ids, OpenAI-shaped errors) behind the gate, without its open CORS rule."""
     from fastapi.middleware.cors import CORSMiddleware
     from ray.llm._internal.serve.core.ingress.ingress import init
+    from starlette.middleware import Middleware
+
+    from serving.ingress import Faults
 
     app = init()
     app.user_middleware = [m for m in app.user_middleware if m.cls is not CORSMiddleware]
+    app.user_middleware.append(Middleware(Faults))  # met last
+    app.add_api_route("/health", Health().answer, methods=["GET", "HEAD"], include_in_schema=False)
     app.add_middleware(Gate, models=models, limits=limits, keys_file=keys)  # added last, met first
     return app

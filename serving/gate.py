@@ -4,7 +4,6 @@ An ASGI middleware (asgi.readthedocs.io, HTTP scope), because Ray Serve has none
 bodies no limit."""
 
 import asyncio
-import json
 import logging
 import time
 from collections import Counter
@@ -13,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serving import keys, rates
+from serving import bodies, keys, rates
 from serving.refusals import Refused
+from serving.replies import Shaped
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -25,25 +25,30 @@ OPEN = ("/health",)  # asked by load balancers, which have no key
 @dataclass(frozen=True)
 class Limits:
     """Bounds of one endpoint. `seats`: requests a model's engine works on at once; `waiting`: those that may wait for
-    one of them besides. `output_tokens`: the most a sample may have. `samples`: the largest `n`."""
+    one of them besides. `output_tokens`: the most a sample may have. `samples`: the largest `n`. `held_bytes`: of all
+    requests' bodies together."""
 
     seats: int
     output_tokens: int
     waiting: int = 256
-    body_bytes: int = 8 << 20
+    body_bytes: int = 2 << 20
+    held_bytes: int = 256 << 20
     samples: int = 16
     seconds: float = 600.0
 
 
 class Gate:
     """Lets through to `app` what `limits` and the keys in `keys_file` (None: anybody) allow, and answers the rest
-    itself, with errors as the OpenAI API has them: 400, 401, 404, 413, 429 with Retry-After, 504."""
+    itself, with errors as the OpenAI API has them: 400, 401, 404, 413, 415, 429 with
+    Retry-After, 504."""
 
     def __init__(self, app: Any, models: tuple[str, ...], limits: Limits, keys_file: Path | None = None) -> None:
         self.app, self.models, self.limits = app, models, limits
         self.keys = keys.KeysFile(keys_file) if keys_file else None
         self.rates = rates.Rates()
         self.here: Counter[str] = Counter()  # model → places taken
+        self.held = 0  # bytes of bodies
+        self.warned = ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request (or the application's start and end, which pass)."""
@@ -55,21 +60,42 @@ class Gate:
             if scope["method"] != "POST":
                 await self._through(scope, receive, send)
                 return
-            body = await self._body(scope, receive)
-            asked = _parsed(body)
-            model, places = self._admitted(asked, key)
+            if key:
+                self.rates.take(key, "requests", 1, time.monotonic())
+            await self._posted(scope, receive, send, key)
+        except bodies.Gone:
+            return
         except Refused as refused:
             await refused.answer(send)
-            return
-        await self._through(scope, _again(body, receive), send, model, places)
+
+    async def _posted(self, scope: Scope, receive: Receive, send: Send, key: keys.Key | None) -> None:
+        """A request with a body. Raises Refused, bodies.Gone."""
+        body = await bodies.read(scope, receive, self.limits.body_bytes, min(60.0, self.limits.seconds))
+        size = len(body)
+        if self.held + size > self.limits.held_bytes:
+            raise Refused(429, "too many large requests at once; try again", "queue_full", retry_after=1)
+        self.held += size
+        try:
+            model, places = self._admitted(bodies.parsed(body), scope["path"], key)
+            replay = bodies.again(body, receive)
+            del body  # a request that waits holds it once
+            await self._through(scope, replay, send, model, places)
+        finally:
+            self.held -= size
 
     def _known(self, scope: Scope) -> keys.Key | None:
         """Whose key came with the request. Raises Refused (401)."""
-        if self.keys is None or scope["path"] in OPEN:
+        strange = [name for name, value in scope["headers"] if name != b"authorization" and not value.isascii()]
+        if strange:
+            raise Refused(
+                400, f"the header {strange[0].decode('latin-1')} holds other letters than ASCII", "invalid_header"
+            )
+        if self.keys is None or (scope["path"] in OPEN and scope["method"] in ("GET", "HEAD")):
             return None
         found = self.keys.keys()
-        if self.keys.error:
+        if self.keys.error not in ("", self.warned):
             logging.getLogger("ray.serve").warning("keys stay as they were: %s", self.keys.error)
+        self.warned = self.keys.error
         said = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
         scheme, _, secret = said.decode("latin-1").partition(" ")
         if scheme.lower() != "bearer" or not secret:
@@ -79,28 +105,7 @@ class Gate:
             raise Refused(401, "this API key is not known here", "invalid_api_key")
         return key
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes:
-        """The whole body. Raises Refused (413) as soon as it is known to be too long, (408) where it takes too long."""
-        most = self.limits.body_bytes
-        large = Refused(413, f"the body is larger than {most:,} bytes", "request_too_large")
-        told = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-        if not told.isdigit() or int(told) > most:
-            raise large
-        parts, size = [], 0
-        try:
-            async with asyncio.timeout(min(60.0, self.limits.seconds)):
-                while True:
-                    message = await receive()
-                    parts.append(message.get("body", b""))
-                    size += len(parts[-1])
-                    if size > most:
-                        raise large
-                    if message["type"] == "http.disconnect" or not message.get("more_body"):
-                        return b"".join(parts)
-        except TimeoutError:
-            raise Refused(408, "the body did not arrive in time", "request_timeout") from None
-
-    def _admitted(self, asked: dict[str, Any], key: keys.Key | None) -> tuple[str, int]:
+    def _admitted(self, asked: dict[str, Any], path: str, key: keys.Key | None) -> tuple[str, int]:
         """The model whose queue the request enters, and how many places it takes there, once nothing speaks against
         it. Raises Refused."""
         model = asked.get("model")
@@ -111,76 +116,27 @@ class Gate:
         if model not in allowed:
             named = f"no model {str(model)[:100]!r} for this key; GET /v1/models lists all models"
             raise Refused(404, named, "model_not_found", "model")
-        samples, tokens = self._sizes(asked)
+        samples, tokens = bodies.sizes(asked, path, self.limits.output_tokens, self.limits.samples)
         room = self.limits.seats + self.limits.waiting
         if samples > room:
             raise Refused(400, f"prompts times n are at most {room}", "invalid_value", "prompt")
         if self.here[model] + samples > room:
             raise Refused(429, f"the queue of model {model} is full; try again", "queue_full", retry_after=1)
-        if key:
-            self.rates.take(key, samples * tokens, time.monotonic())
+        if key and tokens:
+            self.rates.take(key, "tokens", samples * tokens, time.monotonic())
         return model, samples
-
-    def _sizes(self, asked: dict[str, Any]) -> tuple[int, int]:
-        """How many samples are asked for, over all prompts, and the most tokens that each may have. Raises Refused
-        (400)."""
-        most, said = self.limits.output_tokens, {}
-        for name in ("n", "best_of", "max_tokens", "max_completion_tokens"):
-            value, bound = asked.get(name), most if name.startswith("max") else self.limits.samples
-            if value is None:
-                continue
-            if not isinstance(value, int):  # "17" and 17.0 too, which the application would take
-                raise Refused(400, f"{name} is a whole number", "invalid_type", name)
-            if value > bound:
-                raise Refused(400, f"{name} is at most {bound}", "invalid_value", name)
-            said[name] = value
-        prompt = asked.get("prompt")
-        prompts = len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
-        tokens = max(said.get("max_tokens", 0), said.get("max_completion_tokens", 0))
-        return prompts * max(1, said.get("n", 1)), tokens or most
 
     async def _through(self, scope: Scope, receive: Receive, send: Send, model: str = "", places: int = 0) -> None:
         """Hand the request on, within the deadline; meanwhile it takes so many places in the model's queue."""
-        begun = False
-
-        async def watched(message: MutableMapping[str, Any]) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
-
+        shaped = Shaped(send)
         self.here[model] += places
         try:
             async with asyncio.timeout(self.limits.seconds):
-                await self.app(scope, receive, watched)
+                await self.app(scope, receive, shaped)
         except TimeoutError:
-            if begun:  # a stream that is cut: the client sees that it has no end
+            if shaped.begun:  # a stream that is cut: the client sees that it has no end
                 raise
             late = Refused(504, f"no answer within {self.limits.seconds:g} s", "deadline_exceeded")
             await late.answer(send)
         finally:
             self.here[model] -= places
-
-
-def _parsed(body: bytes) -> dict[str, Any]:
-    """The JSON object of a body. Raises Refused (400)."""
-    try:
-        asked = json.loads(body)
-    except (ValueError, RecursionError):
-        raise Refused(400, "the body is not JSON in UTF-8", "invalid_json") from None
-    if not isinstance(asked, dict):
-        raise Refused(400, "the body is not a JSON object", "invalid_json")
-    return asked
-
-
-def _again(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives the body that was read, and then what comes after it."""
-    given = False
-
-    async def replay() -> MutableMapping[str, Any]:
-        nonlocal given
-        if given:
-            return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return replay

@@ -2,6 +2,8 @@
 
 import hashlib
 import hmac
+import math
+import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 SIZE = 1 << 20  # bytes of the largest keys file that is read
 HASHED = "sha256:"
+COMMENT = re.compile(r"(^|\s)#.*")  # a key may hold the sign
 FIELDS = {"name", "key", "models", "requests_per_minute", "tokens_per_minute"}
 
 
@@ -66,16 +69,20 @@ class KeysFile:
 
     def keys(self) -> tuple[Key, ...]:
         """What the file says now."""
-        try:
-            seen = self._state()
-            if seen != self._seen:
-                self._keys, self.error, self._seen = read(self.path), "", seen
-        except (OSError, ValueError) as error:
-            self.error = str(error)
+        seen = self._state()
+        if seen != self._seen:
+            self._seen = seen  # also where it cannot be read: once is enough until it changes
+            try:
+                self._keys, self.error = read(self.path), ""
+            except (OSError, ValueError) as error:
+                self.error = str(error)
         return self._keys
 
-    def _state(self) -> tuple[int, int, int]:
-        found = self.path.stat()
+    def _state(self) -> tuple[int, int, int] | None:
+        try:
+            found = self.path.stat()
+        except OSError:
+            return None
         return found.st_ino, found.st_mtime_ns, found.st_size
 
 
@@ -85,12 +92,12 @@ def _digest(secret: str) -> bytes:
 
 def _parsed(secret: str, where: str) -> bytes:
     """The hash of a key as written in a file."""
-    if not secret.startswith(HASHED):
-        if len(secret) < 16 or not secret.isprintable() or " " in secret:
-            raise ValueError(f"{where}: a key has at least 16 characters, none of them a space")
+    if not secret.lower().startswith(HASHED):
+        if len(secret) < 16 or not secret.isprintable() or not secret.isascii() or " " in secret:
+            raise ValueError(f"{where}: a key has at least 16 characters of ASCII, none of them a space")
         return _digest(secret)
     try:
-        digest = bytes.fromhex(secret.removeprefix(HASHED))
+        digest = bytes.fromhex(secret[len(HASHED) :])
     except ValueError:
         digest = b""
     if len(digest) != hashlib.sha256().digest_size:
@@ -101,7 +108,7 @@ def _parsed(secret: str, where: str) -> bytes:
 def _lines(path: Path, text: str) -> list[Key]:
     found = []
     for number, line in enumerate(text.splitlines(), 1):
-        secret = line.split("#", 1)[0].strip()
+        secret = COMMENT.sub("", line).strip()
         if secret:
             found.append(Key(f"line {number}", _parsed(secret, f"{path}, line {number}")))
     return found
@@ -120,7 +127,8 @@ def _tables(path: Path, text: str) -> list[Key]:
 
 def _table(table: dict[str, Any], where: str) -> Key:
     if unknown := sorted(set(table) - FIELDS):
-        raise ValueError(f"{where}: unknown field {unknown[0]!r}; there are {', '.join(sorted(FIELDS))}")
+        named = f" {unknown[0]!r}" if re.fullmatch("[a-z_]{1,30}", unknown[0]) else ""  # others may be a key
+        raise ValueError(f"{where}: unknown field{named}; there are {', '.join(sorted(FIELDS))}")
     name, secret, models = table.get("name"), table.get("key"), table.get("models")
     if not (isinstance(name, str) and name and isinstance(secret, str)):
         raise ValueError(f"{where}: name and key are needed, both as text")
@@ -129,7 +137,8 @@ def _table(table: dict[str, Any], where: str) -> Key:
     rates = {}
     for rate in ("requests_per_minute", "tokens_per_minute"):
         value = table.get(rate)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value <= 0):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is not None and not (number and 0 < value < math.inf):
             raise ValueError(f"{where}: {rate} is a number above 0")
         rates[rate] = value
     return Key(name, _parsed(secret, where), None if models is None else frozenset(models), **rates)

@@ -27,21 +27,14 @@ class Rates:
     def __init__(self) -> None:
         self.buckets: dict[tuple[bytes, str, float], Bucket] = {}
 
-    def take(self, key: Key, tokens: int, now: float) -> None:
-        """Count a request of `key` that may make so many output tokens. Raises Refused (429) with the seconds to wait,
-        and then counts nothing."""
-        wanted = []
-        for what, rate, amount in (
-            ("requests", key.requests_per_minute, 1),
-            ("tokens", key.tokens_per_minute, tokens),
-        ):
-            if rate is None:
-                continue
-            bucket = self.buckets.setdefault((key.digest, what, rate), Bucket(rate, now, rate))
-            taken = min(amount, rate)  # more than a minute's worth waits for a full bucket
-            if wait := bucket.lacks(taken, now):
-                message = f"this key may make {rate:g} {what} a minute; try again in {wait:.0f} s"
-                raise Refused(429, message, "rate_limit_exceeded", retry_after=wait)
-            wanted.append((bucket, taken))
-        for bucket, taken in wanted:
-            bucket.level -= taken
+    def take(self, key: Key, what: str, amount: int, now: float) -> None:
+        """Count so many `requests` or `tokens` of `key`. Raises Refused (429) with the seconds to wait, and then counts
+        nothing. More than a minute's worth waits for a full bucket, and is paid off before the next comes in."""
+        rate = key.requests_per_minute if what == "requests" else key.tokens_per_minute
+        if rate is None:
+            return
+        bucket = self.buckets.setdefault((key.digest, what, rate), Bucket(rate, now, rate))
+        if wait := bucket.lacks(min(amount, rate), now):
+            message = f"this key may make {rate:g} {what} a minute; try again in {wait:.0f} s"
+            raise Refused(429, message, "rate_limit_exceeded", retry_after=wait)
+        bucket.level -= amount

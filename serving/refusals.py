@@ -19,7 +19,7 @@ class Refused(Exception):
 
     async def answer(self, send: Callable[[MutableMapping[str, Any]], Awaitable[None]]) -> None:
         """Send it as an ASGI response."""
-        kind = TYPES.get(self.status, "invalid_request_error")
+        kind = TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         said = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
         body = json.dumps({"error": said}).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]

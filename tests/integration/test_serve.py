@@ -2,12 +2,14 @@
 
 import importlib.util
 import json
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -17,7 +19,7 @@ from tests import tiny
 
 MARK = "zebra 7731 quagga"  # stands in prompts, and must stand in no log
 TASKS = Path(lm_tasks.__file__).parent / "recipes" / "lm_tasks"
-PORT, LENGTH = 8763, 384
+PORT, LENGTH, DEADLINE = 8763, 384, 40.0
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,7 @@ def url(models: dict[str, Path]) -> Iterator[str]:
     from cluster.session import session
     from serving import endpoint
 
-    settings = Serve(port=PORT, max_num_seqs=16, max_body_bytes=100_000)
+    settings = Serve(port=PORT, max_num_seqs=16, max_body_bytes=100_000, queue=1000, timeout_seconds=DEADLINE)
     with session("local", None), endpoint.endpoint(models, settings, LENGTH) as base_url:
         yield base_url
 
@@ -152,18 +154,95 @@ SAID: dict[str, Any] = {"model": "a", "prompt": "1", "max_tokens": 4}
         ({"prompt": {"a": 1}}, 400),
         ({"logprobs": 10_000}, 400),
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "no"}}}}, 400),
+        ({"structured_outputs": {"json": {"$ref": "#"}}}, 400),
+        ({"prompt": "half a pair \ud800"}, 400),
+        ({"request_id": "\ud83d"}, 400),
+        ({"top_k": 10**20}, 400),
+        ({"messages": None}, 400),
+        ({"messages": [{"role": "user", "content": [{"type": "zzz", "zzz": MARK}]}]}, 400),
+        ({"messages": [{"role": "user", "content": "1"}], "chat_template_kwargs": {"conversation": "x"}}, 400),
+        ({"messages": [{"role": MARK, "content": {"a": MARK}}]}, 400),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_the_apis_own_shape(url: str, body: Any, status: int) -> None:
     data = body if isinstance(body, bytes) else json.dumps(SAID | body).encode()
-    asked = urllib.request.Request(f"{url}/completions", data, {"Content-Type": "application/json"})
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(asked, timeout=60)
-    said = refused.value.read().decode()
-    assert refused.value.code == status, said
-    error = json.loads(said)["error"]
-    assert error["message"] and "Traceback" not in said
+    way = "chat/completions" if isinstance(body, dict) and "messages" in body else "completions"
+    refused(urllib.request.Request(f"{url}/{way}", data, {"Content-Type": "application/json"}), status)
     assert client(url).completions.create(**SAID).usage.completion_tokens > 0, "the engine is well"
+
+
+def refused(asked: urllib.request.Request, status: int) -> None:
+    with pytest.raises(urllib.error.HTTPError) as answer:
+        urllib.request.urlopen(asked, timeout=60)
+    said = answer.value.read().decode()
+    assert answer.value.code == status, said
+    error = json.loads(said)["error"]
+    assert set(error) == {"message", "type", "param", "code"} and error["message"] and len(said) < 1500
+    for inner in ("Traceback", "ray.", "/site-packages", "0x"):
+        assert inner not in said
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status"),
+    [
+        ("GET", "/nothing", {}, 404),
+        ("DELETE", "/models", {}, 405),
+        ("POST", "/completions", {"Content-Type": "text/plain"}, 415),
+        ("POST", "/completions", {"Content-Type": "application/json", "Content-Length": "0" * 5000 + "2"}, 413),
+    ],
+)
+def test_other_ways_of_asking_wrong(url: str, method: str, path: str, headers: dict[str, str], status: int) -> None:
+    data = json.dumps(SAID).encode() if method == "POST" else None
+    refused(urllib.request.Request(url + path, data, headers, method=method), status)
+
+
+def test_balancers_learn_that_it_is_ready(url: str) -> None:
+    with urllib.request.urlopen(f"{url.removesuffix('/v1')}/health") as answer:
+        assert answer.status == 200 and json.load(answer) == {"status": "ready"}
+
+
+def engines() -> float:
+    """CPU seconds that the engines' processes have used."""
+    every = [one for one in psutil.process_iter(["name", "cmdline"]) if "VLLM::" in " ".join(one.info["cmdline"] or ())]
+    assert every, "no engine is seen"
+    return sum(sum(one.cpu_times()[:2]) for one in every)
+
+
+def spent(until_idle: float = 2.0) -> float:
+    """CPU seconds that the engines use from now on until they rest."""
+    first = last = engines()
+    while True:
+        time.sleep(until_idle)
+        now = engines()
+        if now - last < 0.05 * until_idle:
+            return now - first
+        last = now
+
+
+LONG: dict[str, Any] = {"model": "a", "prompt": ["1 2 3"] * 4, "max_tokens": 360, "n": 16, "temperature": 1.0}
+ENDLESS = {"ignore_eos": True}
+
+
+def test_an_engine_stops_when_its_reader_leaves(url: str) -> None:
+    began = engines()
+    client(url).completions.create(**LONG, extra_body=ENDLESS)
+    whole = engines() - began
+    stream = client(url).completions.create(**LONG, extra_body=ENDLESS, stream=True)
+    next(iter(stream))
+    stream.close()
+    assert spent() < 0.5 * whole
+
+
+def test_an_engine_stops_when_the_deadline_has_passed(url: str) -> None:
+    """A request for minutes of work gets its 504, and the next finds an engine that has nothing to do."""
+    import openai
+
+    asked = LONG | {"prompt": ["1 2 3"] * 60}
+    with pytest.raises(openai.APIStatusError) as late:
+        client(url).with_options(max_retries=0).completions.create(**asked, extra_body=ENDLESS)
+    assert late.value.status_code == 504 and late.value.body["code"] == "deadline_exceeded"
+    assert spent() < 5
+    assert client(url).completions.create(**SAID).usage.completion_tokens > 0
 
 
 def recipe(**more: Any) -> Recipe:

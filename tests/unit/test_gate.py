@@ -13,6 +13,7 @@ from serving.gate import Gate, Limits
 
 KEY = "sk-ann-0123456789abcdef"
 NARROW = "sk-bob-0123456789abcdef"
+JSON = {"Content-Type": "application/json"}
 
 
 class App:
@@ -62,7 +63,7 @@ def keys(tmp_path: Path) -> Path:
     file = tmp_path / "keys.toml"
     file.write_text(
         f'[[key]]\nname = "ann"\nkey = "{KEY}"\n'
-        f'[[key]]\nname = "bob"\nkey = "{NARROW}"\nmodels = ["b"]\nrequests_per_minute = 2\ntokens_per_minute = 150\n'
+        f'[[key]]\nname = "bob"\nkey = "{NARROW}"\nmodels = ["b"]\nrequests_per_minute = 3\ntokens_per_minute = 150\n'
     )
     return file
 
@@ -92,6 +93,7 @@ def test_keys(keys: Path) -> None:
             basic = {"Authorization": f"Basic {KEY}"}
             refused(await client.get("/v1/models", headers=basic), 401, "missing_api_key")
             assert (await client.get("/health")).status_code == 200, "asked by balancers, which have no key"
+            refused(await client.post("/health", json={"model": "a"}), 401, "missing_api_key")
             refused(await ask(client, NARROW), 404, "model_not_found")
             refused(await ask(client, NARROW, model=None), 400, "missing_model")
             assert (await ask(client, NARROW, model="b", max_tokens=1)).status_code == 200
@@ -119,10 +121,12 @@ def test_rates(keys: Path) -> None:
             late = await ask(client, NARROW, model="b", max_tokens=60)
             assert "150 tokens a minute" in refused(late, 429, "rate_limit_exceeded")["message"]
             assert 3 <= int(late.headers["retry-after"]) <= 5, "ten tokens, at 2.5 a second"
-            assert (await ask(client, NARROW, model="b", max_tokens=40)).status_code == 200, "the refused one is free"
+            assert (await ask(client, NARROW, model="b", max_tokens=40)).status_code == 200, (
+                "its tokens were not counted"
+            )
             late = await ask(client, NARROW, model="b", max_tokens=1)
-            assert "2 requests a minute" in refused(late, 429, "rate_limit_exceeded")["message"]
-            assert 29 <= int(late.headers["retry-after"]) <= 31
+            assert "3 requests a minute" in refused(late, 429, "rate_limit_exceeded")["message"]
+            assert 19 <= int(late.headers["retry-after"]) <= 21
             assert (await ask(client, KEY)).status_code == 200, "nobody else waits"
 
     asyncio.run(run())
@@ -142,6 +146,10 @@ def test_rates(keys: Path) -> None:
         ({"max_tokens": 17.0}, 400, "invalid_type"),
         ({"model": None}, 400, "missing_model"),
         ({"best_of": 10**9}, 400, "invalid_value"),
+        ({"n": True}, 400, "invalid_type"),
+        ({"top_k": 10**20}, 400, "invalid_value"),
+        ({"seed": -(2**63) - 1}, 400, "invalid_value"),
+        ({"response_format": {"x": "y" * 70_000}}, 400, "invalid_value"),
     ],
 )
 def test_caps(body: dict[str, Any], status: int, code: str) -> None:
@@ -152,11 +160,14 @@ def test_caps(body: dict[str, Any], status: int, code: str) -> None:
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"a"', b"\xff\xfe", b"[" * 100_000, b"NaN", b"{}{}"])
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b'"a"', b"\xff\xfe", b"[" * 100_000, b"NaN", b"{}{}", b'{"x": "\\ud83d"}']
+)
 def test_bodies_that_are_no_json_objects(body: bytes) -> None:
     async def run() -> None:
         async with gate(App()) as client:
-            refused(await client.post("/v1/completions", content=body), 400, "invalid_json")
+            sent = await client.post("/v1/completions", content=body, headers=JSON)
+            refused(sent, 400, "invalid_json")
 
     asyncio.run(run())
 
@@ -172,10 +183,12 @@ def test_large_bodies_are_refused_before_they_are_read() -> None:
 
     async def run() -> None:
         async with gate(App(), body_bytes=10_000) as client:
-            refused(await client.post("/v1/completions", content=b" " * 10_001), 413, "request_too_large")
-            refused(await client.post("/v1/completions", content=endless()), 413, "request_too_large")
-            lied = {"Content-Length": "minus one"}
-            refused(await client.post("/v1/completions", content=endless(), headers=lied), 413, "request_too_large")
+            whole = await client.post("/v1/completions", content=b" " * 10_001, headers=JSON)
+            refused(whole, 413, "request_too_large")
+            refused(await client.post("/v1/completions", content=endless(), headers=JSON), 413, "request_too_large")
+            for lie in ("minus one", "0" * 5000 + "2"):
+                lied = {"Content-Length": lie, **JSON}
+                refused(await client.post("/v1/completions", content=endless(), headers=lied), 413, "request_too_large")
 
     asyncio.run(run())
     assert sent <= 12
@@ -238,5 +251,121 @@ def test_the_error_says_no_more_than_a_hundred_characters_of_a_model() -> None:
         async with gate(App()) as client:
             response = await ask(client, model={"x": "y" * 100_000})
             assert len(json.dumps(response.json())) < 500
+
+    asyncio.run(run())
+
+
+def test_what_is_no_json_and_headers_that_are_no_ascii_are_refused() -> None:
+    async def run() -> None:
+        async with gate(App()) as client:
+            for kind in ("text/plain", "application/x-www-form-urlencoded", "", "application/jsonl"):
+                sent = await client.post("/v1/completions", content=b'{"model": "a"}', headers={"Content-Type": kind})
+                refused(sent, 415, "unsupported_media_type")
+            for kind in ("application/json; charset=utf-8", "application/vnd.api+json"):
+                sent = await client.post("/v1/completions", content=b'{"model": "a"}', headers={"Content-Type": kind})
+                assert sent.status_code == 200
+            strange = await client.get("/v1/models", headers={"X-Request-Id": b"\xff"})
+            assert "x-request-id" in refused(strange, 400, "invalid_header")["message"]
+
+    asyncio.run(run())
+
+
+def test_what_is_written_is_paid_also_beyond_a_minutes_worth(keys: Path) -> None:
+    """More than a minute's worth is let in where the bucket is full, and is a debt then."""
+
+    async def run() -> None:
+        async with gate(App(), keys, seats=8, output_tokens=4096) as client:
+            assert (await ask(client, NARROW, model="b", max_tokens=600)).status_code == 200
+            late = await ask(client, NARROW, model="b", max_tokens=1)
+            refused(late, 429, "rate_limit_exceeded")
+            assert 179 <= int(late.headers["retry-after"]) <= 182, "451 tokens, at 2.5 a second"
+
+    asyncio.run(run())
+
+
+def test_tokens_are_counted_as_the_path_writes_them(keys: Path) -> None:
+    async def run() -> None:
+        async with gate(App(), keys) as client:
+            headers = {"Authorization": f"Bearer {NARROW}"}
+            asked = {"model": "b", "max_tokens": None, "max_completion_tokens": 1}
+            for path, status in (("/tokenize", 200), ("/v1/chat/completions", 200), ("/v1/completions", 200)):
+                assert (await client.post(path, json=asked, headers=headers)).status_code == status
+            made = client._transport.app.rates.buckets  # type: ignore[attr-defined]
+            assert [round(one.level) for (_, what, _), one in made.items() if what == "tokens"] == [150 - 1 - 100]
+
+    asyncio.run(run())
+
+
+def test_a_client_that_leaves_before_its_body_is_whole_asks_nothing() -> None:
+    app, sent = App(), []
+
+    async def run() -> None:
+        made = Gate(app, ("a",), Limits(seats=1, output_tokens=100))
+        scope = {"type": "http", "method": "POST", "path": "/v1/completions",
+                 "headers": [(b"content-type", b"application/json")]}  # fmt: skip
+        messages = [{"type": "http.request", "body": b'{"model":"a"}', "more_body": True}, {"type": "http.disconnect"}]
+
+        async def receive() -> Any:
+            return messages.pop(0)
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await made(scope, receive, send)
+
+    asyncio.run(run())
+    assert app.most == 0 and sent == []
+
+
+def test_bodies_together_have_a_bound() -> None:
+    async def run() -> None:
+        app = App()
+        app.go.clear()
+        async with gate(app, held_bytes=150, waiting=9) as client:
+            first = asyncio.create_task(ask(client, prompt="x" * 80))
+            while not app.inside:
+                await asyncio.sleep(0)
+            refused(await ask(client, prompt="x" * 80), 429, "queue_full")
+            app.go.set()
+            assert (await first).status_code == 200
+            assert (await ask(client, prompt="x" * 80)).status_code == 200
+
+    asyncio.run(run())
+
+
+INTERNAL = "Message: no such thing (Request ID: 7), Internal exception: ray.llm.X, original exception: /work/secret.py"
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "code", "message"),
+    [
+        (
+            400,
+            {"error": {"message": INTERNAL, "type": "X", "param": "n", "code": 400}},
+            "invalid_value",
+            "no such thing",
+        ),
+        (404, {"detail": "Not Found"}, "not_found", "Not Found"),
+        (405, {"detail": "Method Not Allowed"}, "method_not_allowed", "Method Not Allowed"),
+        (422, {"detail": [{"loc": ["x"]}]}, "invalid_value", "[{'loc': ['x']}]"),
+        (500, {"error": {"message": INTERNAL}}, "internal_error", "the server failed at this request"),
+        (500, "Traceback: /work/secret.py", "internal_error", "the server failed at this request"),
+        (503, "overloaded", "overloaded", "no replica is free for this request; try again"),
+    ],
+)
+def test_errors_of_the_application_keep_what_lies_behind_them(status: int, body: Any, code: str, message: str) -> None:
+    data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": status, "headers": [(b"x-inner", b"1")]})
+        await send({"type": "http.response.body", "body": data[:5], "more_body": True})
+        await send({"type": "http.response.body", "body": data[5:]})
+
+    async def run() -> None:
+        async with gate(app) as client:
+            answer = await ask(client)
+            error = refused(answer, status, code)
+            assert error["message"] == message and "x-inner" not in answer.headers
+            assert ("retry-after" in answer.headers) == (status == 503)
 
     asyncio.run(run())

@@ -60,6 +60,11 @@ TABLE = f'[[key]]\nname = "ann"\nkey = "{ONE}"\n'
         ("k.toml", TABLE[:-2], "not TOML"),
         ("k.toml", TABLE + "rate = 3\n", "key 1: unknown field 'rate'"),
         ("k.toml", TABLE + "requests_per_minute = 0\n", "key 1: requests_per_minute is a number above 0"),
+        ("k.toml", TABLE + "requests_per_minute = nan\n", "key 1: requests_per_minute is a number above 0"),
+        ("k.toml", TABLE + "tokens_per_minute = inf\n", "key 1: tokens_per_minute is a number above 0"),
+        ("k.toml", f'[[key]]\n{ONE} = "name"\n', "key 1: unknown field; there are key, models"),
+        ("k", f"{ONE}ä\n", "line 1: a key has at least 16 characters of ASCII"),
+        ("k", f"SHA256:{'0' * 63}\n", "line 1: sha256: is followed by 64 hex digits"),
         ("k.toml", TABLE + "tokens_per_minute = true\n", "tokens_per_minute is a number above 0"),
         ("k.toml", TABLE + 'models = "sdd"\n', "models is a list"),
         ("k.toml", '[[key]]\nname = "ann"\n', "name and key are needed"),
@@ -97,4 +102,24 @@ def test_a_change_is_seen_and_a_broken_one_leaves_the_keys_as_they_were(file: Pa
     replaced = file.with_name("new")
     replaced.write_text(ONE)
     replaced.replace(file)  # as an editor, or a Kubernetes secret, does it
+    assert keys.find(watched.keys(), ONE) and not watched.error
+
+
+def test_a_key_may_hold_the_sign_of_a_comment_and_the_hash_may_be_spelt_large(file: Path) -> None:
+    file.write_text(f"{ONE}#more # mine\n#{TWO}\n{hashed(TWO).upper()}\n")
+    found = keys.read(file)
+    assert len(found) == 2 and keys.find(found, ONE) is None
+    assert keys.find(found, f"{ONE}#more") == found[0] and keys.find(found, TWO) == found[1]
+
+
+def test_a_file_that_cannot_be_read_is_read_once_until_it_changes(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.write_text(ONE)
+    watched, aside = keys.KeysFile(file), file.with_name("aside")
+    file.rename(aside)
+    assert keys.find(watched.keys(), ONE) and "No such file" in watched.error
+    monkeypatch.setattr(keys, "read", lambda path: pytest.fail("read again"))
+    for _ in range(3):
+        assert keys.find(watched.keys(), ONE) and watched.error
+    monkeypatch.undo()
+    aside.rename(file)  # the same file as at first
     assert keys.find(watched.keys(), ONE) and not watched.error

@@ -1,0 +1,96 @@
+"""Ray's OpenAI ingress, whose calls end when nobody waits for them, and which tells a request's faults from its own."""
+
+import logging
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from jinja2 import TemplateError
+from ray.llm._internal.serve.core.configs.openai_api_models import OpenAIHTTPException
+from ray.llm._internal.serve.utils import server_utils
+from ray.serve.llm.ingress import OpenAiIngress
+
+# What parsing, templates, tokenizers and grammars raise over what they are given. An engine's end is none of these.
+FAULTS = (ValueError, TypeError, LookupError, OverflowError, AttributeError, RecursionError, TemplateError)
+UNFOLLOWED = "GenerationError"  # vLLM's, where one request's grammar fails while the engine lives
+LONGEST = 300  # characters of a fault that its sender is told
+
+
+class Ingress(OpenAiIngress):
+    """As Ray's, but there an engine works on for a stream that its reader has left, or whose deadline has passed, until
+    the answer is done: here the call is cancelled."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        server_utils.logger.addFilter(untold)
+        super().__init__(*args, **kwargs)
+
+    def _get_configured_serve_handle(self, model_id: str) -> Any:
+        return Ending(super()._get_configured_serve_handle(model_id))
+
+
+class Ending:
+    """A deployment's handle whose calls are cancelled where they are not read to their end."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    def options(self, **given: Any) -> "Ending":
+        """As the handle's own."""
+        return Ending(self._handle.options(**given))
+
+    def __getattr__(self, name: str) -> Any:
+        return Call(getattr(self._handle, name))
+
+
+class Call:
+    """One method of the handle."""
+
+    def __init__(self, method: Any) -> None:
+        self._method = method
+
+    async def remote(self, *args: Any) -> AsyncGenerator[Any, None]:
+        """The parts of the answer."""
+        response = self._method.remote(*args)
+        try:
+            async for part in response:
+                yield part
+        finally:
+            response.cancel()
+
+
+class Faults:
+    """An ASGI middleware, the innermost: what cannot be worked on is a 400, not a 500 with a stack trace."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """One request."""
+        try:
+            await self.app(scope, receive, send)
+        except FAULTS as error:
+            raise OpenAIHTTPException(400, said(error), "invalid_request_error") from None
+        except Exception as error:
+            if type(getattr(error, "cause", error)).__name__ != UNFOLLOWED:
+                raise
+            message = (
+                "the model cannot work on this request: the structure that its answer is to have cannot be followed"
+            )
+            raise OpenAIHTTPException(400, message, "invalid_request_error") from None
+
+
+def said(error: BaseException) -> str:
+    """What a request's sender is told of a fault: of a ValueError its first line, of others no more than that."""
+    cause = getattr(error, "cause", None) or error
+    if not isinstance(cause, ValueError) or isinstance(cause, UnicodeError):
+        return "the model cannot work on this request: a field holds what it cannot read"
+    first = (str(cause).strip().splitlines() or [""])[0]
+    return f"the model cannot work on this request: {first[:LONGEST]}"
+
+
+def untold(record: logging.LogRecord) -> bool:
+    """A logging filter: stack traces of requests that failed hold what was asked, and stay out of the log."""
+    if "while handling request" in record.msg and record.exc_info:
+        error = record.exc_info[1] if isinstance(record.exc_info, tuple) else record.exc_info
+        record.exc_info = record.exc_text = None
+        record.msg = f"{record.msg} ({type(error).__name__})"
+    return True

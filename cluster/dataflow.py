@@ -1,5 +1,6 @@
 """Ray Data, run for its results: what comes out of it, and the one reason why it could not go on."""
 
+import itertools
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -8,6 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 RETRIED = "\nFailed to apply UDF transform after"  # where Ray's own words begin in a message
+NOISE = "For further information visit"  # pydantic's, after each of its reasons
+MOST = 3  # lines of a message that are told
 LOUD = ("ray.data._internal.execution.streaming_executor_state", "ray.data.exceptions")  # print what `run` raises
 
 
@@ -40,9 +43,18 @@ def _plain(error: BaseException) -> Exception:
     found: BaseException = error
     while (cause := getattr(found, "cause", None) or found.__cause__) is not None and cause is not found:
         found = cause
-    said = str(found).partition(RETRIED)[0].strip().splitlines() or [""]
+    said = _reason(str(found).partition(RETRIED)[0], type(found).__module__.startswith("ray."))
     if isinstance(found, OSError):
-        return OSError(said[-1])
-    return RuntimeError(
-        said[-1] if isinstance(found, RuntimeError | ValueError) else f"{type(found).__name__}: {said[-1]}"
-    )
+        return OSError(said)
+    return RuntimeError(said if isinstance(found, RuntimeError | ValueError) else f"{type(found).__name__}: {said}")
+
+
+def _reason(text: str, of_ray: bool) -> str:
+    """The first lines of a message, as one; of a traceback, those of its exception; of Ray's own words, the last."""
+    lines = text.strip().splitlines()
+    code = [number for number, line in enumerate(lines) if line.startswith('  File "')]
+    after = list(itertools.dropwhile(lambda line: line.startswith("    "), lines[code[-1] + 1 :])) if code else lines
+    kept = [line.strip() for line in after if line.strip() and not line.strip().startswith(NOISE)]
+    if not kept or (of_ray and not code):
+        return (kept or lines or [""])[-1]
+    return " ".join(kept[:MOST])

@@ -42,6 +42,12 @@ def is_local(url: str) -> bool:
     return "://" not in url or url.startswith("file://")
 
 
+def taken(url: str) -> bool:
+    """Whether `url` names something that this module reads and writes: a path of this machine, or what is in a bucket
+    of S3."""
+    return is_local(url) or (on_s3(url) and not url.partition("://")[2].startswith("/") and not url.endswith("://"))
+
+
 def join(url: str, *parts: str) -> str:
     """`url` with `parts` below it."""
     return "/".join([url.rstrip("/"), *parts])
@@ -139,6 +145,18 @@ def files(url: str) -> dict[str, int]:
         names = {name.removeprefix(root): info["size"] for name, info in found.items() if _is_file(name, info)}
         return {name: size for name, size in sorted(names.items()) if not name.rsplit("/", 1)[-1].startswith(".")}
     return {}
+
+
+def beside(url: str) -> list[str]:
+    """What is in the folder that `url` is in and has a name that begins with that of `url`. Empty where that folder
+    cannot be listed."""
+    fs, path = filesystem(url.rstrip("/"))
+    fs.invalidate_cache()
+    folder, _, name = path.rpartition("/")
+    with contextlib.suppress(OSError):
+        there = (found.rstrip("/").rpartition("/")[2] for found in fs.ls(folder or "/", detail=False))
+        return sorted(url.rstrip("/") + one.removeprefix(name) for one in there if one.startswith(name) and one != name)
+    return []
 
 
 def find(pattern: str) -> dict[str, int]:

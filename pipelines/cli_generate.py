@@ -15,6 +15,8 @@ EXAMPLES = (
     "--kind choice --n 5 --temperature 0.7` · `regrow generate --model echo --input in.parquet --output out --dry-run`"
 )
 
+UNBOUND = 1 << 20  # tokens of a prompt and text: echo and endpoints know their own lengths
+
 Model = Annotated[str, Opt(help="A directory, a hub id, `tiny`, `echo` (no model), or the endpoint's model name.")]
 Input = Annotated[list[str], Opt("--input", help="JSONL, Parquet, CSV (.gz): file, folder or glob, local or s3://.")]
 Output = Annotated[str, Opt(help="Directory or s3:// URL; the same command goes on there.")]
@@ -47,6 +49,7 @@ ShardRows = Annotated[int, Opt(help="Rows a committed Parquet file.")]
 Limit = Annotated[int | None, Opt(help="The first rows only; more later goes on from there.")]
 Format = Annotated[str, Opt("--format", help="parquet, or jsonl: chat messages for SFT tools as well.")]
 New = Annotated[bool, Opt("--new", help="Where the output was made otherwise: start beside it.")]
+Retry = Annotated[bool, Opt("--retry", help="Ask the rows in quarantine again.")]
 DryRun = Annotated[bool, Opt("--dry-run", help="Show three prompts, tokens, time and cost; start nothing.")]
 Price = Annotated[float | None, Opt(help="Price of an hour of one GPU.")]
 Gpu = Annotated[Text, Opt(help="With --dry-run: the GPU to reckon with, such as H100-80GB.")]
@@ -61,26 +64,29 @@ def generate(
     adapter: Adapter = None, endpoint: Endpoint = None, concurrency: Concurrency = 64, engines: Engines = 1,
     tensor_parallel: TensorParallel = 1, seats: Seats = 64, max_model_len: Length = None, dtype: Dtype = "auto",
     shard_rows: ShardRows = 512, limit: Limit = None, format_: Format = "parquet", new: New = False,
-    dry_run: DryRun = False, gpu_hour_price: Price = None, gpu: Gpu = None, address: Address = "local",
+    retry: Retry = False, dry_run: DryRun = False, gpu_hour_price: Price = None, gpu: Gpu = None,
+    address: Address = "local",
 ) -> None:  # fmt: skip
     """Let a model answer millions of rows, each exactly once; a killed job goes on where it was."""
     from cluster import storage
     from cluster.session import session
     from pipelines import generate as stage
     from pipelines import parts
-    from pipelines.generation import finishing
+    from pipelines.generation import finishing, settling
 
     job, folder = _job(context.params)
-    files = {url: size for pattern in input_ for url, size in storage.find(pattern).items()}
+    settling.check(job.output)  # here, before Ray is started
+    files = _files(input_, job.output)
     if dry_run:
         from pipelines.dry_run import estimating
 
         typer.echo(estimating.dry_run(job, files, folder, gpu, gpu_hour_price))
         return
     with session(address, None):
-        done = stage.generate(job, files, folder, new, gpu_hour_price)
+        done = stage.generate(
+            job, files, folder, new, gpu_hour_price, finish=lambda done: finishing.write(folder, done), retry=retry
+        )
     job = done["job"]
-    finishing.write(folder, done)
     typer.echo(_told(done))
     if format_ == "jsonl":
         typer.echo(f"{finishing.messages(job):,} conversations in {storage.join(job.output, finishing.MESSAGES)}")
@@ -92,9 +98,8 @@ def generate(
 
 
 def _job(given: dict[str, Any]) -> tuple[Any, Path | None]:
-    """The job of the command's options, checked, and the directory of the model that its engines load."""
-    import pydantic
-
+    """The job of the command's options, checked before a model is fetched, and the directory of the model that its
+    engines load. Raises BadInput."""
     from pipelines import answers, few_shot, recipe_file
     from pipelines.generation import job as jobs
 
@@ -107,79 +112,157 @@ def _job(given: dict[str, Any]) -> tuple[Any, Path | None]:
         close = recipe_file.nearest(given["kind"], list(answers.KINDS))
         raise recipe_file.BadInput(f"no answer kind {given['kind']!r}{close}; kinds are {', '.join(answers.KINDS)}")
     template, stops = few_shot.named(given["prompt"]) if given["prompt"] else (None, ())
-    folder = _folder(given)
+    _writer(given)
     named = {"prompt": given["column"], "messages": given["messages"], "reference": given["reference"],
              "answer": given["answer"], "context": given["about"], "id": given["id_"]}  # fmt: skip
     plain = ("model", "mode", "raw", "temperature", "top_p", "max_tokens", "n", "seed", "endpoint", "concurrency",
              "engines", "tensor_parallel", "dtype", "shard_rows", "limit")  # fmt: skip
     made = {key: given[key] for key in plain} | {
-        "output": str(Path(given["output"]).resolve()) if "://" not in given["output"] else given["output"],
+        "output": _output(given["output"]),
         "columns": named, "template": template, "stop": tuple(given["stop"] or stops),
         "kind": given["kind"] or ("text" if given["mode"] == "rationale" else "none"),
         "schema_": _schema(given["schema"]), "max_num_seqs": given["seats"],
         "adapter": given["adapter"] and _adapter(given["adapter"]),
-        "max_model_len": given["max_model_len"] or _length(folder),
+        "max_model_len": UNBOUND if given["max_model_len"] is None else given["max_model_len"],
     }  # fmt: skip
-    try:
-        return jobs.Job(**made), folder
-    except pydantic.ValidationError as error:
-        raise recipe_file.BadInput("; ".join(_line(one) for one in error.errors())) from error
+    job = _checked(made)
+    if not job.local:
+        return job, None
+    folder = _folder(job, given["max_model_len"])
+    return _checked(made | {"max_model_len": given["max_model_len"] or _length(folder)}), folder
 
 
-def _folder(given: dict[str, Any]) -> Path | None:
-    from pipelines import models, weights
+def _checked(made: dict[str, Any]) -> Any:
+    import pydantic
+
+    from pipelines import recipe_file
     from pipelines.generation import job as jobs
 
-    if given["endpoint"] or given["model"] == jobs.ECHO:
-        if given["adapter"]:
-            raise ValueError("--adapter goes with engines of this job's own; an endpoint has its adapters by name")
-        return None
+    try:
+        return jobs.Job(**made)
+    except pydantic.ValidationError as error:  # not chained: its values may be secrets
+        raise recipe_file.BadInput("; ".join(_line(one) for one in error.errors())) from None
+
+
+def _writer(given: dict[str, Any]) -> None:
+    """Raise BadInput for what an endpoint or echo has no use for or cannot read."""
+    from pipelines.generation import job as jobs
+    from pipelines.recipe_file import BadInput
+
+    if given["endpoint"] is None and given["model"] != jobs.ECHO:
+        return
+    if given["adapter"]:
+        raise BadInput("--adapter goes with engines of this job's own; an endpoint has its adapters by name")
+    if given["endpoint"] is None:
+        from serving.writers import echo
+
+        try:
+            echo.seconds()
+        except ValueError as error:
+            raise BadInput(str(error)) from error
+
+
+def _output(given: str) -> str:
+    """Where the output goes: an absolute path or an S3 URL. Raises BadInput for what cannot be a directory."""
+    from cluster import storage
+    from pipelines.recipe_file import BadInput
+
+    _taken(given, "--output")
+    if storage.on_s3(given):
+        return given
+    try:
+        path = Path(given.removeprefix("file://")).expanduser().resolve()
+    except RuntimeError as error:  # nobody's home, links that go round
+        raise BadInput(f"--output {given!r}: {error}") from error
+    standing = next(one for one in (path, *path.parents) if one.exists())
+    if not standing.is_dir():
+        raise BadInput(f"--output {given!r}: {standing} is a file; give a directory, there already or not")
+    return str(path)
+
+
+def _files(patterns: list[str], output: str) -> dict[str, int]:
+    """URL → size of the input's files. Raises BadInput where a pattern names none that can be read, ValueError where
+    it finds nothing."""
+    from cluster import storage
+    from pipelines.generation import settling
+    from pipelines.recipe_file import BadInput
+
+    found: dict[str, int] = {}
+    for pattern in patterns:
+        _taken(pattern, "--input")
+        found |= storage.find(pattern)
+    files = settling.others(found, output)
+    if not files:
+        raise BadInput(f"--input {', '.join(patterns)}: only what jobs wrote to {output} is there; name your own rows")
+    return files
+
+
+def _taken(url: str, option: str) -> None:
+    from cluster import storage
+    from pipelines.recipe_file import BadInput
+
+    if not url.strip():
+        raise BadInput(f"{option} is empty; give a path or an s3:// URL")
+    if not storage.taken(url):
+        raise BadInput(f"{option} {url!r}: only paths of this machine and s3://bucket/... are taken")
+
+
+def _folder(job: Any, length: int | None) -> Path:
+    """The directory of the model. Raises ValueError where there is none that engines can load as `job` says."""
+    from pipelines import models, weights
+    from pipelines.recipe_file import BadInput
     from serving import engine
 
-    folder = models.resolve(given["model"])
+    folder = models.resolve(job.model)
     longest = weights.check(folder).get_text_config().max_position_embeddings
-    if (given["max_model_len"] or 0) > longest:
-        raise ValueError(f"--max-model-len {given['max_model_len']}: the model's longest sequence is {longest} tokens")
-    engine.check_split(models.configuration(folder), given["tensor_parallel"])
+    if (length or 0) > longest:
+        raise BadInput(f"--max-model-len {length}: the model's longest sequence is {longest} tokens")
+    engine.check_split(models.configuration(folder), job.tensor_parallel)
     return folder
 
 
-def _length(folder: Path | None) -> int:
+def _length(folder: Path) -> int:
     """The model's longest sequence in tokens, 4,096 at most: more costs memory that few prompts need."""
     from pipelines import models
 
-    own = models.configuration(folder).get("max_position_embeddings", 4096) if folder else 1 << 20
-    return min(own, 4096) if folder else own
+    return min(models.configuration(folder).get("max_position_embeddings", 4096), 4096)
 
 
 def _schema(file: Path | None) -> dict[str, Any] | None:
-    """A JSON schema, read and checked against its meta-schema."""
+    """A JSON schema, read and checked against its meta-schema. Raises BadInput with what is wrong with it."""
     if file is None:
         return None
     import jsonschema
 
+    from pipelines.recipe_file import BadInput
+
     try:
         schema = json.loads(file.read_text(encoding="utf8"))
+        if not isinstance(schema, dict):
+            raise ValueError(f"a JSON object is needed, this is a {type(schema).__name__}")
+        if not isinstance(kind := schema.get("$schema", ""), str):
+            raise ValueError(f"$schema is {json.dumps(kind)}; write the URL of a JSON schema draft, or leave it out")
         jsonschema.validators.validator_for(schema).check_schema(schema)
-    except (OSError, ValueError, jsonschema.SchemaError) as error:
+    except (OSError, ValueError, RecursionError, jsonschema.SchemaError) as error:
         reason = getattr(error, "message", None) or error
-        raise ValueError(f"--schema {file}: {reason}") from error
-    if not isinstance(schema, dict):
-        raise ValueError(f"--schema {file}: a JSON object is needed, this is a {type(schema).__name__}")
+        raise BadInput(f"--schema {file}: {reason}") from error
     return schema
 
 
 def _adapter(path: str) -> str:
+    from pipelines.recipe_file import BadInput
+
     folder = Path(path).expanduser()
     if not (folder / "adapter_config.json").is_file():
-        raise ValueError(f"--adapter {path}: no adapter_config.json there; give the directory that peft saved")
+        raise BadInput(f"--adapter {path}: no adapter_config.json there; give the directory that peft saved")
     return str(folder.resolve())
 
 
 def _line(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"]).rstrip("_")
     said = error["msg"].removeprefix("Value error, ")
-    return f"--{where.replace('_', '-')}: {said}, got {error['input']!r}" if where else said
+    got = "" if where == "endpoint" else f", got {error['input']!r}"  # an address may hold a password
+    return f"--{where.replace('_', '-')}: {said}{got}" if where else said
 
 
 def _told(done: dict[str, Any]) -> str:

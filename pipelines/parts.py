@@ -5,8 +5,10 @@ Below a job's output: `settings.json` (what shapes the texts), `data/part-*.parq
 holds the shard's counts and its quarantine, so that one commit decides about both and no row is in neither or in both.
 """
 
+import contextlib
 import io
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,10 +17,13 @@ import pyarrow.parquet as pq
 
 from cluster import storage
 from pipelines import verdicts
+from pipelines.recipe_file import BadInput
 
 DATA, QUARANTINE = "data", "quarantine"
 SETTINGS, MANIFEST, CARD = "settings.json", "manifest.json", "README.md"
 FOOTER = b"regrow"
+# What pyarrow's OSErrors say of bytes that are no whole Parquet; storage that fails says none of it.
+DAMAGE = re.compile("thrift|flatbuffers|Malformed|corrupt|decompression|end of stream|dictionary encoding")
 BEFORE = "input."  # stands before the name of an input's column where it is one of ours
 PLACE = ("_file", "_line")  # columns of a shard on its way: where in the input its rows are
 TURN = "asked"  # where a prompt file was filled in: what came of it, the last turn that the model was asked
@@ -86,13 +91,14 @@ def free(url: str, name: str, parser: str) -> None:
 
 
 def footer(url: str, name: str) -> dict[str, Any]:
-    """Counts of one part: {rows, verdicts, prompt_tokens, completion_tokens, parser, quarantine: […]}."""
-    with storage.opened(file(url, name)) as handle:
-        return json.loads(pq.read_metadata(handle).metadata[FOOTER])
+    """Counts of one part: {rows, verdicts, prompt_tokens, completion_tokens, parser, quarantine: […]}. Raises BadInput
+    for a file that is no part, or a damaged one."""
+    with storage.opened(file(url, name)) as handle, _told(file(url, name)):
+        return _about(pq.read_metadata(handle).metadata)
 
 
 def footers(url: str, committed: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(name, footer) of each of the parts `committed`, sixteen read at a time."""
+    """(name, footer) of each of the parts `committed`, sixteen read at a time. Raises BadInput as `footer` does."""
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(16) as pool:
@@ -103,23 +109,51 @@ def footers(url: str, committed: list[str]) -> Iterator[tuple[str, dict[str, Any
 
 def ids(url: str, name: str) -> set[tuple[str, bool]]:
     """The ids that one part answers or holds in quarantine, each with whether its row could be read: the id of one
-    that could not is never the row's own."""
-    with storage.opened(file(url, name)) as handle:
+    that could not is never the row's own. Raises BadInput as `footer` does."""
+    with storage.opened(file(url, name)) as handle, _told(file(url, name)):
         table = pq.read_table(handle, columns=["id"])
-    about = json.loads(table.schema.metadata[FOOTER])
+        about = _about(table.schema.metadata)
     held = ((row["id"], row.get("readable", True)) for row in about["quarantine"])
     return {*((one, True) for one in table.column("id").to_pylist()), *held}
 
 
 def table(url: str, name: str) -> pa.Table:
-    """One part, whole."""
-    return pq.read_table(io.BytesIO(storage.read(file(url, name))))
+    """One part, whole. Raises BadInput for a file that is no Parquet, or damaged."""
+    data = storage.read(file(url, name))
+    with _told(file(url, name)):
+        return pq.read_table(io.BytesIO(data))
 
 
 def rows(url: str) -> Iterator[dict[str, Any]]:
     """The committed rows below `url`, part after part."""
     for name in names(url):
         yield from table(url, name).to_pylist()
+
+
+def strange(url: str, why: object) -> BadInput:
+    """What to raise about the file `url`, which stands where one of ours would."""
+    return BadInput(
+        f"{url} was not made by `regrow generate`, or is damaged ({why}); move it away, or give another --output"
+    )
+
+
+@contextlib.contextmanager
+def _told(url: str) -> Iterator[None]:
+    """Whatever is wrong with the content of the part `url` is a BadInput that names it."""
+    try:
+        yield
+    except (ValueError, pa.ArrowException) as error:
+        raise strange(url, error) from error
+    except OSError as error:  # storage that fails, or what pyarrow says of bytes that it cannot make out
+        if error.errno is not None or not DAMAGE.search(str(error)):
+            raise
+        raise strange(url, error) from error
+
+
+def _about(metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
+    if FOOTER not in (metadata or {}):
+        raise ValueError("its footer has none of our counts")
+    return json.loads((metadata or {})[FOOTER])
 
 
 def _bytes(table: pa.Table, held: list[dict[str, Any]], parser: str) -> bytes:

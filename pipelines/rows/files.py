@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any
@@ -23,6 +24,7 @@ import pyarrow.parquet as pq
 
 from cluster import storage
 from pipelines import conversations
+from pipelines.recipe_file import BadInput
 
 Row = dict[str, Any] | str  # a row's columns, or the reason why it does not parse
 TARGET = 64 << 20  # bytes of a piece
@@ -102,13 +104,27 @@ class Reading:
                 yield self.lines, row
 
     def _csv(self, file: IO[bytes]) -> Iterator[tuple[int, Row]]:
-        """Rows by the line they end on; one with more or fewer cells than the header is none."""
+        """Rows by the line they end on; one with more or fewer cells than the header is none.
+
+        After a quote that is lost nobody can tell where rows end: there the file is broken."""
         csv.field_size_limit(max(csv.field_size_limit(), 4 * conversations.MAX_TEXT))
-        reader = csv.DictReader(_texts(io.TextIOWrapper(file, "utf-8-sig", newline="")))
-        for row in reader:
+        reader = csv.reader(_texts(io.TextIOWrapper(file, "utf-8-sig", newline="")), strict=True)
+        try:
+            header = next(reader, [])
+            if twice := [name for name, times in Counter(header).items() if times > 1]:
+                raise ValueError(f"the header names the column {twice[0]!r} twice; give each column its own name")
             self.lines = reader.line_num
-            wrong = "more" if None in row else "fewer" if None in row.values() else ""
-            yield self.lines, f"the row has {wrong} cells than the header" if wrong else row
+            for row in reader:
+                self.lines = reader.line_num
+                wrong = "more" if len(row) > len(header) else "fewer" if len(row) < len(header) else ""
+                if row:  # not a blank line
+                    said = f"the row has {wrong} cells than the header"
+                    yield self.lines, said if wrong else dict(zip(header, row, strict=True))
+        except csv.Error as error:
+            raise ValueError(
+                f"the row that begins in line {self.lines + 1} does not end well: {error} (line {reader.line_num}); "
+                'look for a quote (") that is missing, or that is inside a quoted cell: there it is written twice'
+            ) from error
 
     def _jsonl(self, file: IO[bytes]) -> Iterator[tuple[int, Row]]:
         at, stop = self.piece.start, self.piece.stop
@@ -140,7 +156,7 @@ def _kind(url: str) -> str:
     for ending, kind in ((".parquet", "parquet"), (".csv", "csv"), (".jsonl", "jsonl"), (".ndjson", "jsonl")):
         if url.removesuffix(".gz").endswith(ending):
             return kind
-    raise ValueError(f"data file {url!r} has an unknown ending; use .jsonl, .parquet or .csv (also .gz)")
+    raise BadInput(f"data file {url!r} has an unknown ending; use .jsonl, .parquet or .csv (also .gz)")
 
 
 def _cut_by_bytes(url: str) -> bool:
@@ -149,11 +165,11 @@ def _cut_by_bytes(url: str) -> bool:
 
 @contextlib.contextmanager
 def _told(url: str) -> Iterator[None]:
-    """Whatever goes wrong with the file's content is a ValueError that names the file."""
+    """Whatever goes wrong with the file's content is a BadInput that names the file."""
     try:
         yield
     except BROKEN as error:
-        raise ValueError(f"data file {url!r} cannot be read: {error}") from error
+        raise BadInput(f"data file {url!r} cannot be read: {error}") from error
 
 
 @contextlib.contextmanager

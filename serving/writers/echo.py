@@ -7,20 +7,25 @@ import os
 from serving.writers.request import Request, Sample, Sampling, Written
 
 
+def seconds() -> float:
+    """How long a row takes, of REGROW_ECHO_SECONDS. Raises ValueError where that is not a number of seconds."""
+    given = os.environ.get("REGROW_ECHO_SECONDS") or "0"
+    try:
+        found = float(given)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found < float("inf"):
+        raise ValueError(f"REGROW_ECHO_SECONDS is {given!r}: write the seconds that a row takes, as in 0.5")
+    return found
+
+
 class Echo:
     """Answers every request with the first `max_tokens` words of its prompt, or of its last message; a word counts as
-    a token. `finish_reason` is `length` where words were cut off. Raises ValueError where REGROW_ECHO_SECONDS is not
-    a number of seconds."""
+    a token. `finish_reason` is `length` where words were cut off. Raises ValueError as `seconds` does."""
 
     def __init__(self, sampling: Sampling) -> None:
         self._sampling = sampling
-        given = os.environ.get("REGROW_ECHO_SECONDS") or "0"
-        try:
-            self._seconds = float(given)
-        except ValueError:
-            self._seconds = -1.0
-        if not 0 <= self._seconds < float("inf"):
-            raise ValueError(f"REGROW_ECHO_SECONDS is {given!r}: write the seconds that a row takes, as in 0.5")
+        self._seconds = seconds()
 
     async def start(self) -> None:
         """Nothing has to come up."""

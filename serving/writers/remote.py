@@ -7,8 +7,8 @@ import os
 import random
 import time
 from typing import Any
-from urllib.parse import urlsplit
 
+from serving.writers import address
 from serving.writers.request import Message, Refused, Request, Sample, Sampling, Written
 
 MESSAGE_LENGTH = 500
@@ -47,9 +47,7 @@ class Remote:
         retries: int = 12,
         timeout: float = 600.0,
     ) -> None:
-        address = urlsplit(base_url)
-        if address.scheme not in ("http", "https") or not address.hostname:
-            raise ValueError("the endpoint's address is not one: write it as http://host:8000/v1")
+        given = address.parsed(base_url)
         if concurrency < 1 or retries < 0 or timeout <= 0:
             raise ValueError(
                 f"concurrency is {concurrency}, retries {retries}, timeout {timeout:g}: write at least one request in "
@@ -58,7 +56,7 @@ class Remote:
         self._base_url, self._model, self._sampling = base_url, model, sampling
         self._retries, self._timeout = retries, timeout
         # What messages call it: an address may hold a password.
-        self._shown = address._replace(netloc=address.netloc.rpartition("@")[2], query="", fragment="").geturl()
+        self._shown = given._replace(netloc=given.netloc.rpartition("@")[2], query="", fragment="").geturl()
         self._seats = asyncio.Semaphore(concurrency)
         self._checking = asyncio.Lock()
         self._client: Any = None

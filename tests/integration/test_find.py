@@ -40,6 +40,26 @@ def test_find_takes_files_directories_and_patterns(place: str) -> None:
             storage.find(storage.join(place, nothing))
 
 
+@pytest.mark.parametrize(
+    ("url", "taken"),
+    [
+        ("rows", True), ("/a/b*.jsonl", True), ("file:///a", True), ("s3://b/in", True), ("s3a://b", True),
+        ("gs://b/in", False), ("hf://datasets/a/b", False), ("https://host/a.jsonl", False), ("S3://b/in", False),
+        ("s3://", False), ("s3:///in", False), ("simplecache::s3://b/in", False),
+    ],
+)  # fmt: skip
+def test_what_is_read_and_written(url: str, taken: bool) -> None:
+    assert storage.taken(url) is taken
+
+
+def test_folders_beside(place: str) -> None:
+    for name in ("out/a", "out-1/a", "out-2/deep/b", "other/a", "deep/out-3/a"):
+        storage.create(storage.join(place, name), b"x")
+    expected = [storage.join(place, "out-1"), storage.join(place, "out-2")]
+    assert storage.beside(storage.join(place, "out")) == storage.beside(storage.join(place, "out/")) == expected
+    assert storage.beside(storage.join(place, "none")) == storage.beside(storage.join(place, "no/where")) == []
+
+
 def test_the_mark_of_an_empty_folder_is_no_file(bucket: str, tmp_path: Path) -> None:
     """Consoles of S3 make folders so."""
     import boto3

@@ -40,10 +40,9 @@ def test_rows_in_quarantine_are_asked_again_when_told_to(tmp_path: Path) -> None
     for row in rows:
         row["prompt"] = row["prompt"] or "now there is one"
     generated.write(given, rows)
-    done = generate.generate(
-        generated.job(out), storage.find(str(given)), None, finish=lambda done: finishing.write(None, done), retry=True
-    )
-    assert (done["rows"], done["quarantined"]) == (24, 0)
+    length = ("--max-model-len", str(generated.LONG), "--shard-rows", "8")
+    status, said = generated.command(given, out, *length, "--retry")
+    assert status == 0 and "9 row(s) out of quarantine, to be asked again" in said, said
     assert marks(out) == list(range(24))
     after = generated.bytes_of(out)
     assert kept and all(after[name] == data for name, data in kept.items())

@@ -76,7 +76,9 @@ def test_a_file_without_a_single_row_is_refused(tmp_path: Path) -> None:
     """It has no columns to bind an output to: another file was meant."""
     given = generated.write(tmp_path / "text.jsonl", ["no row", "at all"])
     status, said = generated.command(given, tmp_path / "none")
-    assert status == 2 and f"no row of the input can be read as one with columns; the first: {given}, line 1: not" in said
+    assert (
+        status == 2 and f"no row of the input can be read as one with columns; the first: {given}, line 1: not" in said
+    )
     assert not (tmp_path / "none").exists()
 
 

@@ -47,6 +47,14 @@ def test_parquet_types_go_through_text() -> None:
     assert columns.arrow("null") == pa.string()
 
 
+def test_a_column_of_nulls_is_stored_as_strings() -> None:
+    types = {"a": "null", "b": "int64", "c": "string"}
+    assert columns.stored(types) == {"a": "string", "b": "int64", "c": "string"} and types["a"] == "null"
+    assert {name: columns.arrow(kind) for name, kind in types.items()} == {
+        name: columns.arrow(kind) for name, kind in columns.stored(types).items()
+    }
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=5),
     lambda inner: (

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster import storage
+from pipelines.recipe_file import BadInput
 from pipelines.rows import files
 from pipelines.rows.files import Piece
 
@@ -153,6 +154,36 @@ def test_a_csv_line_that_is_too_long_is_refused(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "a.csv").write_text("a,b\n1,2\n" + "1," * 40 + "\n")
     with pytest.raises(ValueError, match=r"a\.csv' cannot be read: line 3 is longer"):
         list(files.rows(str(tmp_path / "a.csv")))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('id,prompt\n1,hello\n2,"broken\n3,x\n4,y\n5,z\n', r"begins in line 3 does not end well: .* \(line 6\)"),
+        ('id,prompt\n1,hello\n\n2,"broken\n3,"x"\n', r"begins in line 4 does not end well: .* \(line 5\)"),
+        ('id,prompt\n1,"he said "hi" there"\n2,x\n', r"begins in line 2 does not end well: .* \(line 2\)"),
+        ('id,"prompt\n1,hello\n', r"begins in line 1 does not end well"),
+        ("id,prompt,id\n1,hello,2\n", "the header names the column 'id' twice"),
+        ("prompt,,\nhello,,\n", "the header names the column '' twice"),
+    ],
+)
+def test_a_csv_that_cannot_be_taken_apart_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    """A lost quote would swallow the rows behind it, one of two columns of a name the other's cells."""
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(BadInput, match=rf"a\.csv' cannot be read: .*{said}"):
+        list(files.rows(str(tmp_path / "a.csv")))
+
+
+def test_csv_rows_by_the_line_that_they_end_on(tmp_path: Path) -> None:
+    text = 'a,b\n"1\n2",3\n\n4\n"say ""so""",\n'
+    (tmp_path / "a.csv").write_text(text)
+    reading = files.read(*files.pieces(str(tmp_path / "a.csv"), len(text)))
+    fewer = "the row has fewer cells than the header"
+    assert list(reading) == [(3, {"a": "1\n2", "b": "3"}), (5, fewer), (6, {"a": 'say "so"', "b": ""})]
+    assert reading.lines == 6
+    for nothing in ("", "\n", "\n\n", "a,b\n"):
+        (tmp_path / "a.csv").write_text(nothing)
+        assert list(files.rows(str(tmp_path / "a.csv"))) == []
 
 
 @pytest.mark.parametrize("name", ["torn.jsonl.gz", "torn.parquet"])

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import pytest
 
 from pipelines import recipe_file
@@ -136,11 +137,58 @@ def test_other_columns_make_other_files() -> None:
         ({"template": "{q"}, "line 1 of the prompt has a lone '{'"),
         ({"top_p": 0}, "greater than 0"),
         ({"mode": "answer"}, "'self_distill', 'rationale' or 'respond'"),
+        ({"temperature": float("inf")}, "finite number"),
+        ({"temperature": float("nan")}, "finite number"),
+        ({"top_p": float("nan")}, "finite number"),
+        ({"stop": ("\n", "")}, "an empty text would end every answer"),
+        ({"dtype": "foo"}, "'auto', 'float32', 'bfloat16' or 'float16'"),
     ],
 )
 def test_settings_that_do_not_fit(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         job(**settings)
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["localhost:8000/v1", "host/v1", "", "ftp://host/v1", "http://", "http://:8000/v1", "http://[::1/v1",
+     "http://host:port/v1", "http://host:99999/v1", "http://ho st/v1"],
+)  # fmt: skip
+def test_an_address_that_is_none(given: str) -> None:
+    with pytest.raises(ValueError, match="write it as http://host:8000/v1"):
+        job(endpoint=given)
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["http://user:S3CRET@host/v1", "http://S3CRET@host/v1", "http://host/v1?key=S3CRET", "http://host/v1#S3CRET",
+     "http://host/v1?"],
+)  # fmt: skip
+def test_an_address_with_a_secret_is_refused(given: str) -> None:
+    """It would be told in the output's files; the reason does not tell it either."""
+    with pytest.raises(pydantic.ValidationError) as caught:
+        job(endpoint=given)
+    (error,) = caught.value.errors()
+    assert "give the key as OPENAI_API_KEY" in error["msg"] and "S3CRET" not in error["msg"]
+
+
+@pytest.mark.parametrize("given", ["http://host:8000/v1", "https://host", "http://[::1]:8000/v1", "http://host/a@b/v1"])
+def test_an_address_that_is_one(given: str) -> None:
+    assert job(endpoint=given).endpoint == given
+
+
+def test_other_names_of_weights_types() -> None:
+    assert differences(job(dtype="float16"), job(dtype="half")) == []
+    assert (job(dtype="float").dtype, job(dtype="half").dtype) == ("float32", "float16")
+
+
+def test_a_column_without_a_value_is_one_of_strings() -> None:
+    """As it is stored. An older fingerprint, which has it as null, is the same one."""
+    empty, filled = (jobs.fingerprint(job(), None, {"prompt": "string", "more": kind}) for kind in ("null", "string"))
+    assert empty == filled
+    older = filled | {"input columns": {"prompt": "string", "more": "null"}, "dtype": "half"}
+    assert jobs.renewed(older) == filled | {"dtype": "float16"}
+    assert jobs.renewed(filled) == filled and jobs.renewed({"other": 1}) == {"other": 1}
 
 
 def test_an_endpoint_knows_its_own_context() -> None:

@@ -11,6 +11,7 @@ A process that is killed while it uploads a large object leaves parts behind tha
 import contextlib
 import hashlib
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, BinaryIO, cast
 
 import fsspec
 
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")  # as `_written` names them
 PIECE = 4 << 20  # bytes of a file that are in memory while it is read through
 
 
@@ -145,6 +147,16 @@ def files(url: str) -> dict[str, int]:
         names = {name.removeprefix(root): info["size"] for name, info in found.items() if _is_file(name, info)}
         return {name: size for name, size in sorted(names.items()) if not name.rsplit("/", 1)[-1].startswith(".")}
     return {}
+
+
+def tidy(url: str) -> None:
+    """Remove what writers that were killed left in the folder `url` under temporary names. One that still writes there
+    fails: only for whom the folder is claimed. On S3 nothing is ever left."""
+    folder = Path(url.removeprefix("file://"))
+    if is_local(url) and folder.is_dir():
+        for left in folder.iterdir():
+            if TEMPORARY.fullmatch(left.name):
+                left.unlink(missing_ok=True)
 
 
 def beside(url: str) -> list[str]:

@@ -73,6 +73,7 @@ def generate(
         if planned.pending:
             storage.remove(storage.join(job.output, parts.MANIFEST))
             _write(job, folder, types, planned, price)
+        storage.tidy(storage.join(job.output, parts.DATA))  # workers of a killed driver may have died at their writing
         tally.take()
         counts = tally.counts()
         _audit(job, planned, counts)

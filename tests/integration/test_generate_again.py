@@ -176,3 +176,12 @@ def test_keys_reach_workers_and_no_log() -> None:
     files = [file for file in session.rglob("*") if file.is_file()]
     assert any("runtime_env" in file.name and file.stat().st_size for file in files), "Ray wrote what it logs of them"
     assert not [file for file in files if b"-hidden-1234" in file.read_bytes()]
+
+
+def test_what_a_killed_writer_left_is_cleared_away(tmp_path: Path) -> None:
+    given, out = generated.write(tmp_path / "in.jsonl", generated.rows(3)), tmp_path / "out"
+    (out / "data").mkdir(parents=True)
+    for name in (f".part-0.parquet.{'0' * 32}.tmp", ".mine.tmp"):
+        (out / "data" / name).write_bytes(b"PAR1")
+    generated.run(given, out)
+    assert [path.name for path in (out / "data").iterdir() if path.suffix != ".parquet"] == [".mine.tmp"]

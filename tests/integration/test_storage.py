@@ -149,13 +149,14 @@ def test_parts_that_cannot_be_sent_leave_nothing(
 def test_what_lasts_ends_in_an_error_that_names_the_url(
     kind: str, said: str, faulty_bucket: FaultyBucket, here: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3, "PATIENCE", 2.0)
+    patience = 8 if said else 2  # a busy machine may take seconds for an answer
+    monkeypatch.setattr(s3, "PATIENCE", float(patience))
     monkeypatch.setattr(s3.PatientS3, "retries", 2)
     faulty_bucket.seconds, faulty_bucket.rates = 1.5, {kind: 1.0}
     began = time.monotonic()
-    with pytest.raises(OSError, match=rf"^{here}/gone: put_object did not succeed within 2 s; last: .*{said}"):
+    with pytest.raises(OSError, match=rf"^{here}/gone: put_object did not succeed within {patience} s; last: .*{said}"):
         storage.create(storage.join(here, "gone"), b"x")
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 20 + patience
 
 
 def test_a_download_that_always_breaks_off_ends_in_an_error(

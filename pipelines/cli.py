@@ -102,9 +102,11 @@ def serve(
     port: cli_serve.Port = None,
     keys: cli_serve.Keys = None,
     without_keys: cli_serve.Keyless = False,
+    tls_cert: cli_serve.Certificate = None,
+    tls_key: cli_serve.PrivateKey = None,
 ) -> None:
     """Serve teacher and students of a run behind an OpenAI-compatible endpoint until Ctrl-C."""
-    cli_serve.serve(_remembered(run), only or [], host, port, keys, without_keys)
+    cli_serve.serve(_remembered(run), only or [], host, port, keys, without_keys, tls_cert, tls_key)
 
 
 @app.command(epilog="Examples: `regrow clean runs/quickstart` · `regrow clean runs/quickstart --yes`")

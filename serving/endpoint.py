@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import threading
 import time
 import urllib.error
@@ -14,13 +15,33 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from serving.gate import Limits
 
 APP = "regrow"
 QUIET = ("ray", "ray.serve", "vllm")
+
+
+class Tls(NamedTuple):
+    """A certificate (with its chain) and its private key, PEM files on the node that listens."""
+
+    certificate: Path
+    key: Path
+
+    def check(self) -> None:
+        """Raise ValueError where the two cannot be read or do not belong together."""
+        try:
+            # The password is asked for nowhere: a key that needs one is refused, and nobody waits for an answer.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.certificate, self.key, password="")
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or getattr(error, "reason", None) or error
+            raise ValueError(f"{self.certificate} and {self.key}: {why}") from error
+
+    def options(self) -> dict[str, str]:
+        """As Serve's proxy takes them."""
+        return {"ssl_certfile": str(self.certificate.resolve()), "ssl_keyfile": str(self.key.resolve())}
 
 
 class Settings(Protocol):
@@ -50,9 +71,11 @@ def endpoint(
     dtype: str = "auto",
     tensor_parallel: int = 1,
     keys: Path | None = None,
+    tls: "Tls | None" = None,
 ) -> Iterator[str]:
     """Serve `models` ({name: checkpoint directory}) inside a Ray session, to whom has one of the API keys in the
-    file `keys` (None: to all); yields `http://host:port/v1` once every model runs, and shuts Serve down at the end.
+    file `keys` (None: to all), over `tls` where it is given; yields `http://host:port/v1` once every model runs, and
+    shuts Serve down at the end.
 
     Raises OSError where the port is taken, RuntimeError where an engine does not start."""
     check_port(settings.host, settings.port)
@@ -69,11 +92,11 @@ def endpoint(
             engines = (max_model_len, settings.max_num_seqs, dtype, tensor_parallel)
             bounds = limits(settings, max_model_len)
             application = app.build(models, *engines, limits=bounds, keys=keys)
-        options = {"host": settings.host, "port": settings.port}
+        options = {"host": settings.host, "port": settings.port, **(tls.options() if tls else {})}
         serve.start(proxy_location="HeadOnly", http_options=options, logging_config=app.LOGGING)
         _run(application, list(models))
-        base_url = f"http://{reachable(settings.host)}:{settings.port}/v1"
-        for name in models if keys is None else ():  # with keys no answer is to be had without one
+        base_url = f"{'https' if tls else 'http'}://{reachable(settings.host)}:{settings.port}/v1"
+        for name in models if keys is None and tls is None else ():  # with keys no answer is to be had without one
             _wait(base_url, name)
         yield base_url
     finally:
@@ -87,6 +110,7 @@ def serve_forever(
     dtype: str = "auto",
     tensor_parallel: int = 1,
     keys: Path | None = None,
+    tls: "Tls | None" = None,
 ) -> None:
     """Serve until Ctrl-C or SIGTERM; prints the address and how to ask it. Once all is down, the
     KeyboardInterrupt goes on to the caller, or for SIGTERM a SystemExit(143)."""
@@ -97,7 +121,7 @@ def serve_forever(
     previous = signal.signal(signal.SIGTERM, terminated)  # Ray's own handler would leave with another status
     try:
         print(f"starting {len(models)} engine(s): {', '.join(models)} …", flush=True)
-        with endpoint(models, settings, max_model_len, dtype, tensor_parallel, keys) as base_url:
+        with endpoint(models, settings, max_model_len, dtype, tensor_parallel, keys, tls) as base_url:
             print(how_to_ask(base_url, list(models), keys is not None), flush=True)
             threading.Event().wait()
     finally:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import recipe_file
+from tests import tls
 
 pytestmark = pytest.mark.timeout(1800)
 REGROW = str(Path(sys.executable).parent / "regrow")
@@ -165,14 +167,21 @@ def test_again_reuses_every_stage(home: Path) -> None:
 
 
 def test_serve_a_run_and_stop_it(home: Path) -> None:
+    """With keys, and over TLS."""
+    import httpx
     from openai import AuthenticationError, OpenAI
 
+    certificate, private = tls.self_signed(home)
     key = "sk-0123456789abcdef"
     (home / "keys.txt").write_text(f"sha256:{hashlib.sha256(key.encode()).hexdigest()}\n")
-    run = start(home, "serve", "runs/small", "--only", "sdd", "--port", "8124", "--keys", "keys.txt")
+    run = start(home, "serve", "runs/small", "--only", "sdd", "--port", "8124", "--keys", "keys.txt",
+                "--tls-cert", str(certificate), "--tls-key", str(private))  # fmt: skip
     try:
         lines_until(run, "serving sdd")
-        client = OpenAI(base_url="http://127.0.0.1:8124/v1", api_key=key)
+        over = httpx.Client(verify=ssl.create_default_context(cafile=str(certificate)))
+        client = OpenAI(base_url="https://127.0.0.1:8124/v1", api_key=key, http_client=over)
+        with pytest.raises(httpx.RemoteProtocolError):
+            httpx.get("http://127.0.0.1:8124/health")
         with pytest.raises(AuthenticationError, match="not known here"):
             client.with_options(api_key=key[:-1]).models.list()
         assert {model.id for model in client.models.list()} == {"sdd"}

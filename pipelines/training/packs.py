@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cluster import dataflow
+from cluster import dataflow, storage
 from pipelines.recipe import Student
 from pipelines.recipe_file import BadInput
 from pipelines.screen import say
@@ -71,13 +71,13 @@ def write(pruned: Path, file: str, student: Student, seed: int, folder: Path, wh
 
     Needs a Ray session. Raises BadInput where the data cannot be trained on, OSError and RuntimeError where they cannot
     be read or written."""
+    sizes = data.groups(file)
     made_of = {
-        "pruned": str(pruned.resolve()), "file": file, "seed": seed, "whole": whole,
+        "pruned": str(pruned.resolve()), "file": file, "sha256": storage.digest(file), "seed": seed, "whole": whole,
         **student.model_dump(include={"max_length", "long_rows", "batch_tokens", "epochs"}),
     }  # fmt: skip
     if (folder / MANIFEST).exists() and (packs := Packs(folder)).about.made_of == made_of:
         return packs
-    sizes = data.groups(file)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
     told = _encode(pruned, file, student, folder, sizes)

@@ -99,8 +99,10 @@ def test_what_is_there_is_kept_and_what_is_half_there_or_of_other_settings_is_no
     first = steps.stat().st_ino, steps.read_bytes()
     packs.write(pruned, file, STUDENT.model_copy(update={"micro_tokens": 99}), SEED, folder)
     assert (steps.stat().st_ino, steps.read_bytes()) == first, "micro_tokens change no step"
-    packs.write(pruned, file, STUDENT, SEED + 1, folder)
-    assert steps.read_bytes() != first[1]
+    for other in ((file, SEED + 1), (written(rows[1:], tmp_path / "rows.parquet"), SEED)):
+        packs.write(pruned, other[0], STUDENT, other[1], folder)
+        assert steps.read_bytes() != first[1]
+    written(rows, tmp_path / "rows.parquet")
     (folder / packs.MANIFEST).unlink()
     steps.write_bytes(first[1][:100])
     with pytest.raises(FileNotFoundError):

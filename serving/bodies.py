@@ -3,13 +3,10 @@
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from serving.refusals import Refused
+from serving.refusals import Message, Receive, Refused, Scope
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 GRAMMAR = 64 << 10  # bytes of JSON that say how an answer must look: compiling them takes an engine's time
 GRAMMARS = ("structured_outputs", "response_format", "tools")
 JSON = re.compile(rb"application/([\w.+-]+\+)?json\s*(;.*)?", re.IGNORECASE)
@@ -50,7 +47,7 @@ def again(body: bytes, receive: Receive) -> Receive:
     """A `receive` that gives the body that was read, once, and then what comes after it."""
     left = [body]
 
-    async def replay() -> MutableMapping[str, Any]:
+    async def replay() -> Message:
         if not left:
             return await receive()
         return {"type": "http.request", "body": left.pop(), "more_body": False}

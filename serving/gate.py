@@ -7,18 +7,14 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from serving import bodies, keys, rates
-from serving.refusals import Refused
+from serving.refusals import Receive, Refused, Scope, Send
 from serving.replies import Shaped
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 OPEN = ("/health",)  # asked by load balancers, which have no key
 
 

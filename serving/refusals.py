@@ -4,6 +4,10 @@ import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+Message = MutableMapping[str, Any]  # ASGI's types (asgi.readthedocs.io)
+Scope = Message
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 TYPES = {401: "authentication_error", 429: "rate_limit_error", 504: "timeout_error"}
 
 
@@ -17,7 +21,7 @@ class Refused(Exception):
         super().__init__(message)
         self.status, self.code, self.param, self.retry_after = status, code, param, retry_after
 
-    async def answer(self, send: Callable[[MutableMapping[str, Any]], Awaitable[None]]) -> None:
+    async def answer(self, send: Send) -> None:
         """Send it as an ASGI response."""
         kind = TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         said = {"message": str(self), "type": kind, "param": self.param, "code": self.code}

@@ -1,13 +1,9 @@
 """Errors of the application on their way out: in the OpenAI API's shape, and without what lies behind them."""
 
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 
-from serving.refusals import Refused
+from serving.refusals import Message, Refused, Send
 
-Message = MutableMapping[str, Any]
-Send = Callable[[Message], Awaitable[None]]
 LONGEST = 1 << 20  # bytes of an error that are read, characters of its message that are told
 TOLD = 1000
 CODES = {404: "not_found", 405: "method_not_allowed", 408: "request_timeout", 429: "rate_limit_exceeded"}

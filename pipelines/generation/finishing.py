@@ -8,7 +8,7 @@ from typing import Any
 from cluster import storage
 from cluster.artifacts import versions
 from pipelines import answers, cards, conversations, parts, verdicts
-from pipelines.generation import asking
+from pipelines.generation import asking, reading
 from pipelines.generation.job import Job
 
 MESSAGES = "messages"
@@ -56,7 +56,7 @@ def _taught(job: Job, row: dict[str, Any]) -> str | None:
     the rationale and the label, as the few-shot prompts say it."""
     if job.mode != "rationale":
         return row["target"]
-    kind = "text" if row["kind"] == "none" else row["kind"]
+    kind = reading.label_kind(row["kind"])
     voted = row["verdict"] == "unchecked" and answers.same(row["label"], row["target"], kind)
     right = row["verdict"] == "match" or voted
     return f"{row['rationale']} So the answer is {row['label']}.".strip() if right else None

@@ -70,9 +70,10 @@ def _commit(batch: pa.Table, job: Job, mark: str) -> pa.Table:
         raise OSError(str(error) if where in str(error) else f"{where}: {error}") from error
     said = table.column("verdict").to_pylist()
     tally = {f"verdict {v}": said.count(v) for v in verdicts.VERDICTS}
-    for verdict in verdicts.VERDICTS if ours else ():  # another's copy is counted there
-        metrics.count("regrow_generate_samples", said.count(verdict), verdict=verdict)
-    metrics.count("regrow_generate_quarantined", len(held) if ours else 0)
+    if ours:  # another's copy is counted there
+        for verdict in verdicts.VERDICTS:
+            metrics.count("regrow_generate_samples", said.count(verdict), verdict=verdict)
+        metrics.count("regrow_generate_quarantined", len(held))
     return pa.Table.from_pylist([{"rows": len(table.column("id").unique()), "held": len(held), **tally}])
 
 
@@ -86,7 +87,7 @@ def _place(job: Job, count: int, gpu: bool | None = None) -> dict[str, Any]:
     )
     placed: dict[str, Any] = {"compute": pool}
     if not job.local:
-        given = {name: os.environ[name] for name in ("REGROW_ECHO_SECONDS",) if name in os.environ}
+        given = {name: value for name, value in os.environ.items() if name == "REGROW_ECHO_SECONDS"}
         return placed | {"num_cpus": 0.5, "runtime_env": {"env_vars": given}}
     gpu = engine.has_gpu() if gpu is None else gpu
     placed["runtime_env"] = {"env_vars": engine.env_vars(count, gpu)}

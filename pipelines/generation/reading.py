@@ -39,6 +39,11 @@ def read(mode: str, row: dict[str, Any], samples: Sequence[dict[str, Any]]) -> l
     return found
 
 
+def label_kind(kind: str) -> str:
+    """The answer kind under which labels of rows of `kind` are compared: as words where none is stated."""
+    return "text" if kind == "none" else kind
+
+
 def _verdict(row: dict[str, Any], sample: dict[str, Any], rewrite: bool) -> str:
     if row["reference"] or row["answer"]:
         return verdicts.verdict(
@@ -51,7 +56,7 @@ def _verdict(row: dict[str, Any], sample: dict[str, Any], rewrite: bool) -> str:
 
 
 def _rationales(row: dict[str, Any], samples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    kind = "text" if row["kind"] == "none" else row["kind"]
+    kind = label_kind(row["kind"])
     gold = row["answer"]
     parts = [rationales.split(sample["text"], kind) for sample in samples]
     voted = rationales.vote([part and part[1] for part in parts], kind)

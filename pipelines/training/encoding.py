@@ -1,5 +1,7 @@
 """Rows as token ids: each row group of the data becomes an Arrow file of encoded rows, by a task of Ray Data."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,8 +31,7 @@ def encode(
     `part(folder, group)` (ENCODED; one that is left out has no ids), what is to be told of each is returned (TOLD)."""
     group = batch.column("group")[0].as_py()
     rows, told = data.rows(file, group), []
-    target = part(folder, group)
-    with target.with_suffix(".part").open("wb") as sink, pa.ipc.new_file(sink, ENCODED) as out:
+    with writing(part(folder, group)) as out:
         for start in range(0, len(rows), SOME):
             some = rows[start : start + SOME]
             made = _encoded(_tokenizer(pruned), some, max_length, long_rows)
@@ -40,8 +41,16 @@ def encode(
                  "state": state, "fault": fault}
                 for at, (row, state, fault) in enumerate(made)
             ]  # fmt: skip
-    target.with_suffix(".part").replace(target)
     return pa.Table.from_pylist(told, TOLD)
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[Any]:
+    """A writer of record batches of ENCODED, whose file gets its name when it is whole."""
+    partial = target.with_suffix(".part")
+    with partial.open("wb") as sink, pa.ipc.new_file(sink, ENCODED) as out:
+        yield out
+    partial.replace(target)
 
 
 def part(folder: Path, group: int) -> Path:

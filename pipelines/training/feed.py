@@ -12,17 +12,12 @@ from pipelines.training.batches import Batch, Planned, Rows, collate, weights
 from pipelines.training.packs import Packs
 
 
-def plan(rows: Rows, student: Student, seed: int) -> list[list[int]]:
-    """The rows of every global step, by their numbers."""
-    return packing.global_steps(rows.grouped(), rows.lengths(), student.batch_tokens, student.epochs, seed)
-
-
 def steps(
     rows: Rows, student: Student, seed: int, pad: int, first: int = 0, rank: int = 0, ranks: int = 1
 ) -> tuple[int, Iterator[Planned]]:
     """How many global steps there are over rows in memory, and those from `first` on as `rank` is to do them."""
-    planned = plan(rows, student, seed)
-    given = ((rows, planned[number]) for number in range(first, len(planned)))
+    planned = packing.global_steps(rows.grouped(), rows.lengths(), student.batch_tokens, student.epochs, seed)
+    given = ((rows, numbers) for numbers in planned[first:])
     return len(planned), _made(given, len(planned), student, seed, pad, first, rank, ranks)
 
 

@@ -1,6 +1,5 @@
 """Steps gathered from encoded rows: Arrow files in which a record batch is a global step, by tasks of Ray Data."""
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,16 +34,13 @@ def files(steps: list[list[int]], lengths: list[int]) -> list[int]:
 def gather(folder: Path, steps: list[list[int]], counts: list[int], numbers: np.ndarray, first: np.ndarray) -> None:
     """Write the files of steps, `counts` of them each. `numbers`: of each kept row in the data;
     `first`: of each row group's first row."""
-
-    def items() -> Iterator[dict[str, Any]]:
-        at = 0
-        for file, count in enumerate(counts):
-            some = steps[at : at + count]
-            rows = numbers[np.concatenate([np.sort(step) for step in some])]
-            yield {"file": file, "rows": rows.tolist(), "sizes": [len(step) for step in some]}
-            at += count
-
-    for _ in dataflow.each(list(items()), partial(_write_steps, folder=folder.resolve(), first=first)):
+    items, at = [], 0
+    for file, count in enumerate(counts):
+        some = steps[at : at + count]
+        rows = numbers[np.concatenate([np.sort(step) for step in some])]
+        items.append({"file": file, "rows": rows.tolist(), "sizes": [len(step) for step in some]})
+        at += count
+    for _ in dataflow.each(items, partial(_write_steps, folder=folder.resolve(), first=first)):
         pass
 
 
@@ -59,12 +55,11 @@ def _write_steps(batch: pa.Table, folder: Path, first: np.ndarray) -> pa.Table:
         found.append(opened(encoding.part(folder, number)).read_all().take(wanted[here] - first[number]))
         places.append(here)
     table = pa.concat_tables(found).take(np.argsort(np.concatenate(places))).combine_chunks()
-    target, at = steps_file(folder, item["file"]), 0
-    with target.with_suffix(".part").open("wb") as sink, pa.ipc.new_file(sink, encoding.ENCODED) as out:
+    at = 0
+    with encoding.writing(steps_file(folder, item["file"])) as out:
         for size in item["sizes"]:
-            out.write_batch(table.slice(at, size).combine_chunks().to_batches()[0])
+            out.write_batch(table.slice(at, size).to_batches()[0])
             at += size
-    target.with_suffix(".part").replace(target)
     return batch.select(["file"])
 
 

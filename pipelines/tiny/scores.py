@@ -22,9 +22,13 @@ from pipelines.training.losses import ByToken
 
 
 def write(
-    model: Any, tokenizer: Any, asked: list[list[prompts.Message]], longest: int = 200, batch: int = 100
-) -> list[str]:
-    """Greedy answers of `model` to a list of conversations, in their order, `batch` at a time."""
+    model: Any, tokenizer: Any, asked: list[list[prompts.Message]], longest: int = 200, batch: int = 100,
+    temperature: float = 0.0,
+) -> list[str]:  # fmt: skip
+    """Answers of `model` to a list of conversations, in their order, `batch` at a time; greedy at temperature 0."""
+    how: dict[str, Any] = {"do_sample": False}
+    if temperature:
+        how = {"do_sample": True, "temperature": temperature, "top_k": 0}
     tokenizer.padding_side = "left"
     said = []
     for start in range(0, len(asked), batch):
@@ -33,7 +37,7 @@ def write(
             texts, return_tensors="pt", padding=True, add_special_tokens=False, return_token_type_ids=False
         )
         with torch.inference_mode():
-            made = model.generate(**encoded.to(model.device), max_new_tokens=longest, do_sample=False)
+            made = model.generate(**encoded.to(model.device), max_new_tokens=longest, **how)
         said += tokenizer.batch_decode(made[:, encoded.input_ids.shape[1] :], skip_special_tokens=True)
     return said
 

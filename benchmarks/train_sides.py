@@ -59,7 +59,7 @@ def ours(home: Path, ranks: int = 0, rank: int = 0, compiled: bool = False) -> N
     flat = batches.flat([batches.Encoded(row["ids"], row["prompt"]) for row in rows])
     _, steps = feed.steps(flat, student, 0, 0, rank=rank, ranks=max(1, ranks))
     memory, clock, nats, tokens, used = Memory(), Clock(), 0.0, 0, []
-    cost = metrics.cost(model, False, metrics.device(), max(1, ranks))
+    cost = metrics.cost(model, metrics.device(), max(1, ranks))
     for step in loop.steps(model, optimizer, steps, "cosine", RATE):
         nats, tokens = nats + step.loss * step.tokens, tokens + step.tokens
         clock.append((time.perf_counter(), tokens))

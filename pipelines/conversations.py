@@ -46,8 +46,8 @@ def dump(before: list[Message]) -> str:
 
 
 def load(text: str | None) -> list[Message]:
-    """The turns that `dump` wrote."""
-    return json.loads(text) if text else []
+    """The turns that `dump` wrote. Raises Unfit where `text` holds something else."""
+    return [_turn(number, turn) for number, turn in enumerate(_listed(text), 1)] if text else []
 
 
 def transcript(messages: list[Message]) -> str:

@@ -11,6 +11,7 @@ from cluster import storage
 from cluster.artifacts import Artifact
 from pipelines import objectives, parts, prompts
 from pipelines.recipe import Recipe, Student
+from pipelines.recipe_file import BadInput
 
 ROWS = pa.schema([(name, pa.string()) for name in ("id", "task", "prompt", "history", "target")] + [
     ("weight", pa.float64())
@@ -47,15 +48,21 @@ def learned(recipe: Recipe, data: Artifact) -> dict[str, int]:
 
 def targets(student: Student, data: Artifact, written: Artifact | None, out: Path) -> tuple[str, str | None]:
     """Write the student's rows (objectives.rows) and return the files' paths: those it learns from and, where some
-    were held out, those its best checkpoint is chosen by, with gold labels. `written`: what the teacher wrote."""
+    were held out, those its best checkpoint is chosen by. `written`: what the teacher wrote. Raises BadInput where
+    nothing can be made of the rows that were held out."""
     said = {row["id"]: row for row in parts.rows(written.url)} if written else {}
-    gold = student.model_copy(update={"labels": "gold"})
 
-    def written_down(split: str, learner: Student) -> int:
-        rows = [row for one in records(data, split) for row in objectives.rows(learner, one, said.get(one["id"]))]
+    def written_down(split: str) -> tuple[int, int]:
+        found = records(data, split)
+        rows = [row for one in found for row in objectives.rows(student, one, said.get(one["id"]))]
         pq.write_table(pa.Table.from_pylist(rows, ROWS), out / f"{split}.parquet", row_group_size=ENCODED_AT_ONCE)
-        return len(rows)
+        return len(found), len(rows)
 
-    written_down("train", student)
-    held = written_down("validation", gold)
+    written_down("train")
+    apart, held = written_down("validation")
+    if apart and not held:
+        raise BadInput(
+            f"student {student.name}: none of the {apart:,} rows that dataset.validation_rows holds out has a label to "
+            "choose the best checkpoint by; set it to 0, or name the column of the labels (dataset.answer)"
+        )
     return str(out / "train.parquet"), str(out / "validation.parquet") if held else None

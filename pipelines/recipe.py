@@ -35,9 +35,9 @@ def objective_of(name: str) -> str:
 
 
 class Section(BaseModel):
-    """A part of a recipe: frozen, unknown keys refused."""
+    """A part of a recipe: frozen, unknown keys refused, and numbers that are none."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Teacher(Section):
@@ -154,7 +154,9 @@ class Student(Section):
     validation_steps: int = Field(
         100, ge=1, description="Steps between two looks at the validation rows, where a data set holds some out"
     )
-    seed: int | None = Field(None, description="Order of rows and LoRA's start; None: the recipe's seed")
+    seed: int | None = Field(
+        None, ge=0, lt=1 << 32, description="Order of rows and LoRA's start; None: the recipe's seed"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> "Student":
@@ -238,7 +240,7 @@ class Recipe(Section):
     """One run, from the teacher to the scored students."""
 
     name: Name = Field(description="Name of the run")
-    seed: int = Field(0, description="Seed of every random choice")
+    seed: int = Field(0, ge=0, lt=1 << 32, description="Seed of every random choice")
     run_dir: str = Field("", description="Where artifacts and the report go (local or s3://); empty: runs/NAME")
     teacher: Teacher = Field(Teacher(), description="The unpruned model")
     dataset: tuple[Dataset, ...] = Field(min_length=1, description="Train and test rows")

@@ -31,7 +31,7 @@ def train(
     storage.mkdir(parents=True, exist_ok=True)
     given = packs.write(pruned, rows, student, seed, storage / "packs")
     whole = student.model_copy(update={"long_rows": "drop"})
-    chosen_by = packs.write(pruned, held, whole, seed, storage / "held", whole=True) if held else None
+    chosen_by = packs.write(pruned, held, whole, seed, storage / "held", held=True) if held else None
     if not (out / "model").exists():  # else a driver was killed between here and the end
         config = {
             "seed": seed,
@@ -48,8 +48,9 @@ def train(
         for name in ("adapter", "losses.jsonl", "model"):  # the model last: it says that all is there
             if (storage / checkpoints.FINAL / name).exists():
                 _replace(storage / checkpoints.FINAL / name, out / name)
-    about = given.about
-    counts = {"rows": about.rows, "too_long": about.too_long, "truncated": about.truncated}
+    counts = {name: getattr(given.about, name) for name in ("rows", "too_long", "truncated", "weightless")}
+    if chosen_by:
+        counts |= {f"validation_{name}": getattr(chosen_by.about, name) for name in ("rows", "too_long", "weightless")}
     summary = {**_summary(student, out), **counts}
     _dress(recipe, student, pruned, summary, out / "model")
     summary["notes"] = notes.notes(storage)

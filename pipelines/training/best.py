@@ -5,13 +5,15 @@ from typing import Any
 
 import torch
 
+from pipelines.training import parallel
+
 
 class Best:
     """Weights of `model` (those that are trained, sharded as they are) when its validation loss was least. `steps` as
     in losses.jsonl say when that was; of a training that is taken up again, `weights` are to be read in."""
 
     def __init__(self, model: torch.nn.Module, steps: list[dict[str, Any]]) -> None:
-        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.trained = {parallel.unwrapped(name): p for name, p in model.named_parameters() if p.requires_grad}
         seen = [step["validation_loss"] for step in steps if step.get("validation_loss") is not None]
         self.loss = min(seen, default=math.inf)
         self.weights = {name: torch.empty_like(p) for name, p in self.trained.items()} if seen else {}

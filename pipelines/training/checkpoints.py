@@ -77,8 +77,8 @@ class Saver:
         try:
             if pending:
                 pending.result()
-        except CheckpointException as error:  # torch's, of no kind that `except Exception` knows
-            raise _plain(next(iter(error.failures.values()))[0]) from None
+        except CheckpointException as error:
+            raise _plain(_first(error)) from None
         except OSError as error:
             raise _plain(error) from None
 
@@ -102,9 +102,16 @@ class Saver:
 
 
 def load(folder: Path, model: torch.nn.Module, optimizer: Optimizer, best: Weights | None = None) -> None:
-    """Read a checkpoint, written by any number of ranks, into `model`, `optimizer` and `best`. Every rank calls it."""
+    """Read a checkpoint, written by any number of ranks, into `model`, `optimizer` and `best`. Every rank calls it.
+    Raises RuntimeError where that is not possible though it is whole."""
     state = _state(model, optimizer, best)
-    dcp.load(state, checkpoint_id=folder)
+    try:
+        dcp.load(state, checkpoint_id=folder)
+    except CheckpointException as error:
+        why = " ".join(str(_first(error)).split())
+        raise RuntimeError(
+            f"the checkpoint {folder} could not be read: {why}; without it, the last one counts"
+        ) from None
     set_state_dict(
         model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"], options=OPTIONS
     )
@@ -192,6 +199,12 @@ def _drop_old(storage: Path, oldest: int) -> None:
     for folder in storage.glob("step-*"):
         if step(folder) < oldest:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _first(error: CheckpointException) -> BaseException:
+    """What went wrong on the first rank where something did; torch's own error is of no kind that `except Exception`
+    knows."""
+    return next(iter(error.failures.values()))[0]
 
 
 def _plain(error: BaseException) -> Exception:

@@ -21,8 +21,11 @@ def groups(file: str) -> list[int]:
 
     fs, path = storage.filesystem(file)
     try:
+        if fs.isdir(path):
+            raise BadInput(f"training data {file} are a folder; a single Parquet file is needed")
         with fs.open(path, "rb") as opened:
             footer = parquet.ParquetFile(opened)
+            names = footer.schema_arrow.names
             fields = {field.name: field.type for field in footer.schema_arrow}
             sizes = [footer.metadata.row_group(group).num_rows for group in range(footer.num_row_groups)]
     except FileNotFoundError as error:
@@ -30,6 +33,8 @@ def groups(file: str) -> list[int]:
     except pa.ArrowInvalid as error:
         raise BadInput(f"training data {file} are not a Parquet file that can be read: {error}") from error
     for name in (*TEXT, *(name for name in MORE if name in fields)):
+        if names.count(name) > 1:
+            raise BadInput(f"training data {file} have {names.count(name)} columns {name!r}; which one is meant?")
         _check_column(file, name, fields)
     if not sum(sizes):
         raise BadInput(f"nothing to train on in {file}: there are no rows")
@@ -37,7 +42,9 @@ def groups(file: str) -> list[int]:
 
 
 def rows(file: str, group: int) -> list[dict[str, Any]]:
-    """The rows of the row group of that number among those that `groups` tells of."""
+    """The rows of the row group of that number among those that `groups` tells of. Raises OSError and RuntimeError
+    where it is damaged, with the file."""
+    import pyarrow as pa
     from pyarrow import parquet
 
     from cluster import storage
@@ -47,7 +54,13 @@ def rows(file: str, group: int) -> list[dict[str, Any]]:
         footer = parquet.ParquetFile(opened)
         filled = [at for at in range(footer.num_row_groups) if footer.metadata.row_group(at).num_rows]
         needed = [*TEXT, *(name for name in MORE if name in footer.schema_arrow.names)]
-        return footer.read_row_group(filled[group], columns=needed).to_pylist()
+        try:
+            table = footer.read_row_group(filled[group], columns=needed)
+            table.validate(full=True)
+        except (OSError, pa.ArrowException) as error:
+            kind = OSError if isinstance(error, OSError) else RuntimeError
+            raise kind(f"training data {file} are damaged in row group {filled[group]}: {error}") from None
+        return table.to_pylist()
 
 
 def fault(row: dict[str, Any]) -> str | None:
@@ -75,7 +88,7 @@ def _check_column(file: str, name: str, fields: dict[str, Any]) -> None:
         close = nearest(name, list(fields))
         raise BadInput(f"training data {file} lack the column {name!r}{close}; needed: id, prompt, target (text)")
     kind = fields[name].value_type if types.is_dictionary(fields[name]) else fields[name]
-    text = types.is_string(kind) or types.is_large_string(kind)
+    text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
     number = types.is_integer(kind) or types.is_floating(kind)
     fits = (number, "a number") if name == NUMBER else (text or (name == "id" and types.is_integer(kind)), "text")
     if not (fits[0] or types.is_null(kind)):

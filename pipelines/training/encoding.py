@@ -13,7 +13,8 @@ from pipelines.objectives import LABEL, TASKS
 from pipelines.training import batches, data
 
 SOME = 1000  # rows that are encoded at once
-KEPT, TRUNCATED, TOO_LONG, FAULTY = range(4)  # what became of a row
+KEPT, TRUNCATED, TOO_LONG, WEIGHTLESS, FAULTY = range(5)  # what became of a row
+LEARNED = (KEPT, TRUNCATED)
 ENCODED = pa.schema([
     ("id", pa.string()), ("ids", pa.large_list(pa.int32())), ("prompt", pa.int32()), ("task", pa.int8()),
     ("weight", pa.float64()),
@@ -37,9 +38,9 @@ def encode(
             made = _encoded(_tokenizer(pruned), some, max_length, long_rows)
             out.write_batch(pa.RecordBatch.from_pylist([row for row, _, _ in made], ENCODED))
             told += [
-                {"number": first[group] + start + at, "id": row["id"], "task": row["task"], "length": len(row["ids"]),
-                 "state": state, "fault": fault}
-                for at, (row, state, fault) in enumerate(made)
+                {"number": first[group] + start + at, "id": None if given["id"] is None else row["id"],
+                 "task": row["task"], "length": len(row["ids"]), "state": state, "fault": fault}
+                for at, (given, (row, state, fault)) in enumerate(zip(some, made, strict=True))
             ]  # fmt: skip
     return pa.Table.from_pylist(told, TOLD)
 
@@ -78,6 +79,8 @@ def _encoded(
             ids, state = (ids[:max_length], TRUNCATED) if cut else ([], TOO_LONG)  # cut off: the end token as well
         task = 0 if fault else TASKS.index(row.get("task") or LABEL)
         weight = 0.0 if fault else data.weight(row)
+        if state in LEARNED and not (weight and len(ids) > max(prompt, 1)):  # no token of it counts in any loss
+            ids, state = [], WEIGHTLESS
         made.append(
             ({"id": str(row["id"]), "ids": ids, "prompt": prompt, "task": task, "weight": weight}, state, fault)
         )
@@ -90,8 +93,8 @@ def _asked(row: dict[str, Any]) -> tuple[list[prompts.Message], str | None]:
         return prompts.answer(""), fault
     try:
         return prompts.answer(row["prompt"], conversations.load(row.get("history"))), None
-    except (ValueError, TypeError, KeyError) as error:
-        return prompts.answer(""), f"history is not the JSON text of a list of turns: {error}"
+    except conversations.Unfit as error:
+        return prompts.answer(""), f"history: {error}"
 
 
 @lru_cache(1)

@@ -1,9 +1,11 @@
 """What ends a training early, told apart: what trying again can mend, and what it cannot; in words for the user."""
 
+import json
 from collections.abc import Sequence
 
 from pipelines.recipe import Student
 
+ANEW = ("max_length", "lora_rank", "last_layers")  # settings with which no checkpoint is gone on from
 FEW = 5  # rows that a message names
 # How an allocator that has nothing left says so where it raises no class of its own (CPU, cuBLAS, NCCL).
 MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "ALLOC_FAILED")
@@ -13,7 +15,8 @@ DEATHS = ("RayActorError", "ActorDiedError", "ActorUnavailableError", "NodeDiedE
 
 
 class NotFinite(ArithmeticError):
-    """The loss or the gradient norm of a step is NaN or infinite. args: step, loss, norm."""
+    """The loss or the gradient norm of a step is NaN or infinite, or the validation loss after it. args: step, loss,
+    norm (None: of validation)."""
 
 
 class Stopped(RuntimeError):
@@ -59,6 +62,12 @@ def not_finite(error: NotFinite, total: int, ids: Sequence[str], last: str) -> s
     """What to tell of a step, one of `total`: `ids`: of its rows; `last`: where the last good checkpoint is. Steps are
     counted from one, as on the screen."""
     step, loss, norm = error.args
+    if norm is None:
+        return (
+            f"the validation loss is {loss} after step {step + 1} of {total}, though the training loss was finite; "
+            f"stopped. Last good checkpoint: {last}. Look at the validation rows; if they are sound, lower "
+            "student.learning_rate"
+        )
     named = list(dict.fromkeys(ids))
     few = ", ".join(named[:FEW]) + (", …" if len(named) > FEW else "")
     return (
@@ -69,14 +78,20 @@ def not_finite(error: NotFinite, total: int, ids: Sequence[str], last: str) -> s
 
 
 def knobs(student: Student, workers: int) -> str:
-    """What to change where memory runs out, what costs least first."""
-    at = f"student.{student.name}."
-    given = [f"{at}micro_tokens={max(64, student.micro_tokens // 2)}"]
-    if not student.activation_checkpointing:
-        given.append(f"{at}activation_checkpointing=true")
-    given += [f"{at}max_length={max(16, student.max_length // 2)}", f"cluster.workers={2 * workers}"]
-    given.append(f"{at}lora_rank={max(1, student.lora_rank // 2) if student.lora_rank else 16}")
-    return (
-        f"These help, in this order: {', '.join(given)}. With another max_length or lora_rank the training begins "
-        "anew, with the others it goes on from its last checkpoint"
-    )
+    """What to change where memory runs out, what costs least first; nothing that stands so already."""
+    lora = max(1, student.lora_rank // 2) if student.lora_rank else 16
+    wanted = {
+        "micro_tokens": max(64, student.micro_tokens // 2),
+        "activation_checkpointing": True,
+        "max_length": max(16, student.max_length // 2),
+        "workers": 2 * workers,
+        **({"last_layers": max(1, student.last_layers // 2)} if student.last_layers else {"lora_rank": lora}),
+    }
+    given = {name: value for name, value in wanted.items() if value != getattr(student, name, None)}
+    told = [
+        f"{'cluster.' if name == 'workers' else f'student.{student.name}.'}{name}={json.dumps(value)}"
+        for name, value in given.items()
+    ]
+    anew = " or ".join(name for name in given if name in ANEW)
+    with_it = f"With another {anew} the training begins anew, with the others it" if anew else "With these the training"
+    return f"These help, in this order: {', '.join(told)}. {with_it} goes on from its last checkpoint"

@@ -28,8 +28,11 @@ def fit(student: Student, workers: int, given: packs.Packs, storage: Path, confi
 
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    gpu = ray.cluster_resources().get("GPU", 0) >= workers  # of the cluster: the driver's node may have none
-    config |= {"student": student.model_dump(), "packs": str(given.folder.resolve()), "storage": str(storage.resolve())}
+    gpu = ray.cluster_resources().get("GPU", 0) > 0  # of the cluster: the driver's node may have none
+    config |= {
+        "student": student.model_dump(), "packs": str(given.folder.resolve()), "storage": str(storage.resolve()),
+        "gpu": gpu,
+    }  # fmt: skip
     say(f"{student.name}: {given.about.rows:,} rows, {given.about.tokens:,} tokens, {workers} workers")
     error, lost, reached = None, 0, 0
     while not (storage / checkpoints.FINAL).exists():
@@ -119,7 +122,9 @@ def _waits(workers: int, gpu: bool) -> str:
 
     kind = "GPU" if gpu else "CPU"
     there = ray.cluster_resources().get(kind, 0)
-    return f"waits for nodes: the cluster has {there:.0f} {kind}s, {workers} are needed" if there < workers else ""
+    if there >= workers:
+        return ""
+    return f"waits for nodes: the cluster has {there:.0f} {kind}s, cluster.workers = {workers} needs as many"
 
 
 def _show(name: str, progress: Path) -> bool:

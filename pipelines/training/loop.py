@@ -27,7 +27,7 @@ Optimizer = torch.optim.Optimizer | Together
 class Step(NamedTuple):
     """What one optimizer step reports. `loss` is nats per target token, where there are several tasks the weighted sum
     of their losses, which `loss_by_task` holds one by one; `tokens` are target tokens, `all_tokens` those of prompts
-    too, both over all ranks; `seconds` is wall time."""
+    too, both over all ranks; `seconds` is wall time, from the fetch of its rows on."""
 
     step: int
     loss: float
@@ -131,14 +131,16 @@ def steps(
 ) -> Iterator[Step]:
     """Run one optimizer step for each of `plan`, and report it."""
     model.train()
+    began = time.perf_counter()
     for step, planned in enumerate(plan, first):
-        began, rate = time.perf_counter(), learning_rate(schedule, peak, planned.done)
+        rate = learning_rate(schedule, peak, planned.done)
         for group in optimizer.param_groups:
             group["lr"] = rate
         parts, norm = run_step(model, optimizer, planned.passes, step=step)
         seconds = time.perf_counter() - began
         by_task = _by_task(parts, planned.shares)
         yield Step(step, sum(parts), by_task, planned.tokens, norm, rate, seconds, planned.all_tokens)
+        began = time.perf_counter()  # what the caller does with a step is none of it
 
 
 def _by_task(parts: Sequence[float], shares: Sequence[float]) -> dict[str, float]:

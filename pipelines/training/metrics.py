@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cluster.gpus import flops_per_token, peak
+from cluster.gpus import peak
 from pipelines.training import parallel
 from pipelines.training.loop import Step
 from pipelines.training.losses import ByToken, bare
@@ -32,19 +32,24 @@ class Cost(NamedTuple):
     peak: float
 
 
-def cost(model: ByToken, lora: bool, device: str, ranks: int) -> Cost | None:
+def cost(model: ByToken, device: str, ranks: int) -> Cost | None:
     """What model FLOPs utilisation is worked out from, on `ranks` GPUs that CUDA calls `device`; None for one whose
     peak is not known (gpus.peak), and for a mixture of experts, whose tokens do not meet all parameters.
 
     PaLM's MFU (arXiv 2204.02311, appendix B) with two differences, both downwards: attention's own FLOPs are left out,
-    and the head counts for target tokens alone, the only ones it is given. Recomputed activations do not count."""
+    and the head counts for target tokens alone, the only ones it is given. Recomputed activations do not count.
+    A parameter that is trained costs a token 6 FLOPs, a frozen one 4, and 2 below the first block with a trained one,
+    which no gradient reaches."""
     most = peak(device)
     causal = bare(model.model)
     if most is None or any(getattr(causal.config, name, None) for name in EXPERTS):
         return None
-    inner = sum(p.numel() for p in parallel.blocks(causal).parameters() if p.requires_grad != lora)
-    head = causal.get_output_embeddings().weight.numel()
-    return Cost(flops_per_token(inner, lora, False), flops_per_token(head, lora, False), ranks * most)
+    token, reached = 0, False
+    for block in parallel.blocks(causal):
+        reached = reached or any(p.requires_grad for p in block.parameters())
+        token += sum((6 if p.requires_grad else 4 if reached else 2) * p.numel() for p in block.parameters())
+    head = causal.get_output_embeddings().weight
+    return Cost(token, (6 if head.requires_grad else 4) * head.numel(), ranks * most)
 
 
 def device() -> str:

@@ -44,7 +44,7 @@ def global_steps(
         rng = random.Random(f"{seed}/{epoch}")
         bins = best_fit(rng.sample(range(len(groups)), len(groups)), sizes, tokens)
         rng.shuffle(bins)
-        kept = bins[: max(1, round(min(1.0, epochs - epoch) * len(bins)))]
+        kept = bins[: round(min(1.0, epochs - epoch) * len(bins)) or int(not steps)]  # at least a step in all
         steps += [[row for group in found for row in groups[group]] for found in kept]
         epoch += 1
     return steps

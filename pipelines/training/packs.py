@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster import dataflow, storage
+from pipelines import objectives
 from pipelines.recipe import Student
 from pipelines.recipe_file import BadInput
 from pipelines.screen import say
@@ -29,7 +30,7 @@ SHOW_SECONDS = 5.0
 class About(NamedTuple):
     """What packs.json says: `made_of`, what the packs follow from; `rows` of the data that are in them, `tokens` of
     these rows, each counted once; those `too_long` that were set aside and those `truncated`; `pad`, the padding token;
-    `files`, the steps of each file."""
+    `files`, the steps of each file; `weightless`, the rows of weight 0 or without a target, set aside as well."""
 
     made_of: dict[str, Any]
     rows: int
@@ -38,6 +39,7 @@ class About(NamedTuple):
     truncated: int
     pad: int
     files: list[int]
+    weightless: int = 0
 
 
 class Packs:
@@ -64,16 +66,16 @@ class Packs:
         return rows, batch["id"].to_pylist()
 
 
-def write(pruned: Path, file: str, student: Student, seed: int, folder: Path, whole: bool = False) -> Packs:
+def write(pruned: Path, file: str, student: Student, seed: int, folder: Path, held: bool = False) -> Packs:
     """Write the steps of `student`, who starts from the checkpoint in `pruned`, over the rows of `file` (train.train
-    says which columns) to `folder`, on a disk that all nodes see; `whole`: all rows in one step, in order. What stands
-    there already and follows from the same is kept.
+    says which columns) to `folder`, on a disk that all nodes see; `held`: these are the validation rows, all in one
+    step, in order. What stands there already and follows from the same is kept.
 
     Needs a Ray session. Raises BadInput where the data cannot be trained on, OSError and RuntimeError where they cannot
     be read or written."""
     sizes = data.groups(file)
     made_of = {
-        "pruned": str(pruned.resolve()), "file": file, "sha256": storage.digest(file), "seed": seed, "whole": whole,
+        "pruned": str(pruned.resolve()), "file": file, "sha256": storage.digest(file), "seed": seed, "held": held,
         **student.model_dump(include={"max_length", "long_rows", "batch_tokens", "epochs"}),
     }  # fmt: skip
     if (folder / MANIFEST).exists() and (packs := Packs(folder)).about.made_of == made_of:
@@ -81,18 +83,21 @@ def write(pruned: Path, file: str, student: Student, seed: int, folder: Path, wh
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
     told = _encode(pruned, file, student, folder, sizes)
-    kept = _kept(file, told, student.max_length)
+    kept = _kept(f"{'validation' if held else 'training'} data {file}", told, student.max_length)
+    if held and objectives.TASKS.index(objectives.LABEL) not in kept["task"].to_pylist():
+        raise BadInput(f"validation data {file}: there are rationales alone; the best checkpoint is chosen by labels")
     lengths = kept["length"].to_pylist()
     grouped = [part.tolist() for part in np.split(np.arange(len(kept)), _starts(kept["id"]))]
-    steps = [list(range(len(kept)))] if whole else packing.global_steps(
+    steps = [list(range(len(kept)))] if held else packing.global_steps(
         grouped, lengths, student.batch_tokens, student.epochs, seed
     )  # fmt: skip
     files = gathering.files(steps, lengths)
     gathering.gather(folder, steps, files, kept["number"].to_numpy(), np.cumsum([0, *sizes]))
-    states = told["state"].to_numpy()
+    states = told["state"].to_pylist()
     counts = {
-        "too_long": int((states == encoding.TOO_LONG).sum()),
-        "truncated": int((states == encoding.TRUNCATED).sum()),
+        "too_long": states.count(encoding.TOO_LONG),
+        "truncated": states.count(encoding.TRUNCATED),
+        "weightless": states.count(encoding.WEIGHTLESS),
     }
     about = About(made_of, len(kept), sum(lengths), **counts, pad=_pad(pruned), files=files)
     (folder / "packs.part").write_text(json.dumps(about._asdict()))
@@ -118,18 +123,24 @@ def _encode(pruned: Path, file: str, student: Student, folder: Path, sizes: list
     return pa.concat_tables(told).sort_by("number")
 
 
-def _kept(file: str, told: pa.Table, max_length: int) -> pa.Table:
-    """The rows that are learned from, by id and task. Raises BadInput."""
-    faulty = told.filter(pc.field("state") == encoding.FAULTY)
-    if len(faulty):
-        first = faulty.slice(0, 1).to_pylist()[0]
-        where = f"training data {file}, row {first['id']}: {first['fault']}"
-        raise BadInput(f"{where} ({len(faulty):,} rows like that)" if len(faulty) > 1 else where)
+def _kept(what: str, told: pa.Table, max_length: int) -> pa.Table:
+    """The rows that count, by id and task. `what`: the data, in words. Raises BadInput."""
+    faulty = told.filter(pc.field("state") == encoding.FAULTY).to_pylist()
+    if faulty:
+        first = faulty[0]
+        row = f"the row of number {first['number'] + 1:,}" if first["id"] is None else f"row {first['id']}"
+        alike = sum(one["fault"] == first["fault"] for one in faulty)
+        more = [f"{alike:,} rows like that"] if alike > 1 else []
+        more += [f"{len(faulty) - alike:,} with other faults"] if len(faulty) > alike else []
+        raise BadInput(f"{what}, {row}: {first['fault']}" + (f" ({', '.join(more)})" if more else ""))
     order = [("id", "ascending"), ("task", "ascending"), ("number", "ascending")]
-    kept = told.filter(pc.field("state") != encoding.TOO_LONG).sort_by(order)
+    kept = told.filter(pc.field("state").isin(encoding.LEARNED)).sort_by(order)
     if not len(kept):
-        long = f"all {len(told)} rows are longer than max_length = {max_length} tokens"
-        raise BadInput(f"nothing to train on in {file}: {long}")
+        long = told["state"].to_pylist().count(encoding.TOO_LONG)
+        empty = len(told) - long
+        why = [f"{long:,} are longer than max_length = {max_length} tokens"] if long else []
+        why += [f"{empty:,} have the weight 0 or no target"] if empty else []
+        raise BadInput(f"{what}: none of the {len(told):,} rows can be used; {', '.join(why)}")
     return kept
 
 

@@ -9,6 +9,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from pipelines.training.losses import ByToken, bare
 
+WRAPPERS = ("_checkpoint_wrapped_module.", "_orig_mod.")  # in the names of parameters
 SMALL = 50_000_000  # parameters; below, one group of all of them costs less than a collective a block
 
 
@@ -53,6 +54,13 @@ def parallelize(
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
     return model
+
+
+def unwrapped(name: str) -> str:
+    """The name of a parameter as it is without activation checkpointing and compilation."""
+    for wrapper in WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
 
 
 def _widen(module: torch.nn.Module) -> None:

@@ -11,11 +11,10 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from pipelines.recipe import Student
-from pipelines.training import loading, slices
+from pipelines.training import loading, parallel, slices
 from pipelines.training.losses import ByToken
 
 FILE = 2 << 30  # bytes of a file: what rank 0 holds at once, besides a weight in fp32
-WRAPPERS = ("_checkpoint_wrapped_module.", "_orig_mod.")  # in the names of parameters
 Weights = dict[str, torch.Tensor]
 
 
@@ -24,7 +23,7 @@ def save(folder: Path, pruned: str, student: Student, model: ByToken) -> None:
 
     Every rank calls it, the first writes. What was not trained is read from `pruned` again."""
     first = not dist.is_initialized() or dist.get_rank() == 0
-    trained: Weights = {_plain(name): p for name, p in model.model.named_parameters() if p.requires_grad}
+    trained: Weights = {parallel.unwrapped(name): p for name, p in model.model.named_parameters() if p.requires_grad}
     blank = loading.blank(pruned)
     whole = bool(slices.unfit(Path(pruned), blank))
     if student.lora_rank or whole:
@@ -36,12 +35,6 @@ def save(folder: Path, pruned: str, student: Student, model: ByToken) -> None:
         _write(folder / "model", Path(pruned), student, blank, trained, first)
     elif first:
         _write_whole(folder / "model", pruned, student, trained)
-
-
-def _plain(name: str) -> str:
-    for wrapper in WRAPPERS:
-        name = name.replace(wrapper, "")
-    return name
 
 
 def _gathered(parameters: Weights, first: bool) -> Iterator[tuple[str, torch.Tensor]]:

@@ -4,6 +4,7 @@ Everything a worker writes goes below one folder, on a disk that driver and work
 """
 
 import json
+import math
 import os
 import time
 from functools import partial
@@ -39,7 +40,8 @@ def train(config: dict[str, Any]) -> None:
     """Run by Ray Train on every worker.
 
     config: `student` (fields of a Student), `pruned` (model directory), `packs` (their folder), `held` (that of
-    the validation rows, or None), `seed`, `replicas`, `board` (of metrics.Board: folder, who, hook),
+    the validation rows, or None), `gpu` (whether each worker has one), `seed`, `replicas`, `board` (of metrics.Board:
+    folder, who, hook),
     `storage` (folder of checkpoints, progress and the finished model), `start` (the checkpoint to go on from, or
     None), `attempt` (a name that no other start of the workers has). Raises faults.NotFinite and faults.Stopped."""
     import ray.train
@@ -49,7 +51,7 @@ def train(config: dict[str, Any]) -> None:
         raise faults.Stopped(f"{storage} is not there on every node: run_dir must be on a disk that all nodes see")
     rank, ranks = dist.get_rank(), dist.get_world_size()
     settle(ray.train.get_context().get_local_world_size())
-    mesh = parallel.mesh("cuda" if torch.cuda.is_available() else "cpu", ranks, config["replicas"])
+    mesh = parallel.mesh("cuda" if config["gpu"] else "cpu", ranks, config["replicas"])
     model = loading.sharded(config["pruned"], student, config["seed"], mesh, partial(notes.tell, storage))
     optimizer = optimizers.adamw(model, student.learning_rate, student.weight_decay)
     start = Path(config["start"]) if config["start"] else None
@@ -60,15 +62,17 @@ def train(config: dict[str, Any]) -> None:
     given = packs.Packs(Path(config["packs"]))
     total, ahead = len(given), feed.read(given, student, config["seed"], len(done), rank, ranks)
     held = feed.held(packs.Packs(Path(config["held"])), student, rank, ranks) if config["held"] else None
-    cost = metrics.cost(model, bool(student.lora_rank), metrics.device(), ranks)
+    cost = metrics.cost(model, metrics.device(), ranks)
     board = metrics.Board(done=done, tell=partial(notes.tell, storage), **config["board"]) if rank == 0 else None
     told = 0.0
     with checkpoints.Saver(storage, config["attempt"], start) as saver:
         for step in loop.steps(model, optimizer, ahead, student.schedule, student.learning_rate, len(done)):
             done.append(metrics.figures(step, total, cost))
             if held is not None and (len(done) % student.validation_steps == 0 or len(done) == total):
-                done[-1]["validation_loss"] = loop.validate(model, held)
-                best.see(done[-1]["validation_loss"])
+                loss = done[-1]["validation_loss"] = loop.validate(model, held)
+                if not math.isfinite(loss):
+                    raise faults.NotFinite(step.step, loss, None)
+                best.see(loss)
             if board:
                 board.tell(done[-1])
             if board and time.monotonic() - told > PROGRESS_SECONDS:

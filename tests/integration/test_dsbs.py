@@ -3,10 +3,14 @@
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import evaluate, models, recipe_file, run
+from cluster.artifacts import Artifact
+from pipelines import evaluate, inputs, models, parts, recipe_file, run
+from pipelines.recipe import Student
+from pipelines.recipe_file import BadInput
 from pipelines.tiny import families
 
 pytestmark = pytest.mark.timeout(1800)
@@ -77,6 +81,25 @@ def test_rows_are_of_both_tasks(made: dict[str, Path]) -> None:
     assert {row["prompt"] for row in rows(made["train-label-distilled"] / "train.parquet")} == {
         r["input"] for r in train
     }
+
+
+def test_validation_rows_have_the_labels_that_are_learned(made: dict[str, Path], tmp_path: Path) -> None:
+    """The teacher's where rows have none; rows of which nothing can be made are not held out for nothing."""
+    teacher = {row["id"]: row["label"] for row in parts.rows(str(made["generate-rationale"]))}
+    held = rows(made["train-label-distilled"] / "validation.parquet")
+    assert held and {row["id"]: row["target"] for row in held} == {
+        row["id"]: teacher[row["id"]] for row in rows(made["prepare"] / "validation.parquet") if teacher.get(row["id"])
+    }
+    (tmp_path / "out").mkdir()
+    for split in ("train", "validation"):
+        table = pq.read_table(made["prepare"] / f"{split}.parquet")
+        if split == "validation":
+            empty = pa.array([""] * len(table), table.schema.field("answer").type)
+            table = table.set_column(table.column_names.index("answer"), "answer", empty)
+        pq.write_table(table, tmp_path / f"{split}.parquet")
+    data = Artifact("prepare", "x", str(tmp_path))
+    with pytest.raises(BadInput, match=r"student label: none of the 12 rows that dataset\.validation_rows holds out"):
+        inputs.targets(Student(name="label"), data, None, tmp_path / "out")
 
 
 def test_the_losses_of_both_tasks_are_told_and_the_best_step_is_kept(made: dict[str, Path]) -> None:

@@ -111,7 +111,7 @@ def test_what_is_there_is_kept_and_what_is_half_there_or_of_other_settings_is_no
 
 
 def test_validation_rows_are_one_step_in_order(pruned: Path, rows: list[dict[str, Any]], tmp_path: Path) -> None:
-    made = packs.write(pruned, written(rows, tmp_path / "rows.parquet", 9), STUDENT, 0, tmp_path / "packs", whole=True)
+    made = packs.write(pruned, written(rows, tmp_path / "rows.parquet", 9), STUDENT, 0, tmp_path / "packs", held=True)
     read, ids = made.step(0)
     assert len(made) == 1 and ids == sorted(row["id"] for row in rows)
     alone = in_memory(pruned, rows)
@@ -128,23 +128,61 @@ def test_validation_rows_are_one_step_in_order(pruned: Path, rows: list[dict[str
         ({"task": "lable"}, "row x: no task 'lable'; there are label, rationale"),
         ({"weight": -1.0}, "row x: the weight -1.0; one is a number from 0 up"),
         ({"weight": float("nan")}, "row x: the weight nan; one is a number from 0 up"),
-        ({"history": "no JSON"}, "row x: history is not the JSON text of a list of turns"),
-        ({"prompt": "a" * 500}, None),
+        ({"history": "no JSON"}, "row x: history: the conversation is neither a list of turns nor JSON text"),
+        ({"history": "[" * 100_000}, "row x: history: the conversation is neither a list of turns nor JSON text"),
+        ({"history": '{"role": "user"}'}, "row x: history: a conversation is a list of turns, this is an object with"),
+        ({"history": '[{"role": "user", "content": null}]'}, "row x: history: turn 1: the content is null"),
+        ({"id": None}, "the row of number 115: no id; every row needs one"),
+        ({"prompt": "a" * 500}, "too_long"),
+        ({"weight": 0.0}, "weightless"),
     ],
 )
 def test_rows_that_cannot_be_trained_on(
-    more: dict[str, Any], why: str | None, pruned: Path, rows: list[dict[str, Any]], tmp_path: Path
+    more: dict[str, Any], why: str, pruned: Path, rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    """The row is named, with the file; a long one is set aside and counted."""
+    """The row is named, with the file; a long one is set aside and counted, as is one of no weight, which may not have
+    a step of its own."""
     bad = {"id": "x", "task": "label", "prompt": "a", "target": "b", "weight": 1.0, "history": None, **more}
     file = written([{**row, "history": None} for row in rows] + [bad], tmp_path / "rows.parquet", 30)
-    if why:
+    if why not in ("too_long", "weightless"):
         with pytest.raises(BadInput, match=f"^training data {re.escape(file)}, {re.escape(why)}"):
             packs.write(pruned, file, STUDENT, SEED, tmp_path / "packs")
         assert not (tmp_path / "packs" / packs.MANIFEST).exists()
     else:
         about = packs.write(pruned, file, STUDENT, SEED, tmp_path / "packs").about
-        assert (about.rows, about.too_long, about.truncated) == (len(rows), 1, 0)
+        assert (about.rows, about.too_long + about.weightless, getattr(about, why)) == (len(rows), 1, 1)
+
+
+def test_other_faults_are_counted_apart(pruned: Path, tmp_path: Path) -> None:
+    rows = [{"id": f"{n}", "prompt": "a", "target": "b", "weight": w} for n, w in enumerate((1.0, -1.0, -1.0, np.inf))]
+    said = "row 1: the weight -1.0; one is a number from 0 up (2 rows like that, 1 with other faults)"
+    with pytest.raises(BadInput, match=re.escape(said)):
+        packs.write(pruned, written(rows, tmp_path / "rows.parquet"), STUDENT, SEED, tmp_path / "packs")
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"prompt": "a" * 500}, "none of the 2 rows can be used; 2 are longer than max_length = 100 tokens"),
+        ({"weight": 0.0}, "none of the 2 rows can be used; 2 have the weight 0 or no target"),
+        ({"task": "rationale"}, "there are rationales alone; the best checkpoint is chosen by labels"),
+    ],
+)
+def test_validation_rows_of_which_none_counts(more: dict[str, Any], why: str, pruned: Path, tmp_path: Path) -> None:
+    rows = [{"id": f"{n}", "task": "label", "prompt": "a", "target": "b", "weight": 1.0, **more} for n in range(2)]
+    file = written(rows, tmp_path / "rows.parquet")
+    with pytest.raises(BadInput, match=f"^validation data {re.escape(file)}: {re.escape(why)}"):
+        packs.write(pruned, file, STUDENT, SEED, tmp_path / "packs", held=True)
+
+
+def test_a_damaged_page_is_said_of_its_file(pruned: Path, tmp_path: Path) -> None:
+    rows = [{"id": f"{n}", "prompt": f"What is {n}?", "target": f"{n * n}"} for n in range(2000)]
+    file = Path(written(rows, tmp_path / "rows.parquet"))
+    torn = bytearray(file.read_bytes())
+    torn[len(torn) // 3 : len(torn) // 3 + 400] = np.random.default_rng(0).bytes(400)
+    file.write_bytes(torn)
+    with pytest.raises((OSError, RuntimeError), match=f"training data {re.escape(str(file))} are damaged in row group"):
+        packs.write(pruned, str(file), STUDENT, SEED, tmp_path / "packs")
 
 
 def test_long_rows_are_dropped_or_cut_off(pruned: Path, tmp_path: Path) -> None:
@@ -154,14 +192,14 @@ def test_long_rows_are_dropped_or_cut_off(pruned: Path, tmp_path: Path) -> None:
 
     def read(room: int, long_rows: str = "drop") -> packs.Packs:
         student = Student(name="sft").model_copy(update={"max_length": room, "long_rows": long_rows})
-        return packs.write(pruned, file, student, 0, tmp_path / "packs", whole=True)
+        return packs.write(pruned, file, student, 0, tmp_path / "packs", held=True)
 
     everything = read(1000)
     all_, ids = everything.step(0)
     assert (everything.about.too_long, everything.about.truncated, ids[-1]) == (0, 0, "long")
     room = max(all_.prompts.tolist()[:-1]) + 1
     assert room < min(all_.lengths()) and all_.prompts[-1] > room
-    with pytest.raises(BadInput, match="all 41 rows are longer"):
+    with pytest.raises(BadInput, match="none of the 41 rows can be used; 41 are longer than max_length = "):
         read(room)
     cut = read(room, "truncate")
     assert (cut.about.too_long, cut.about.truncated, cut.about.rows) == (1, 40, 40)

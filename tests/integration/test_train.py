@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -196,13 +197,19 @@ def test_a_hook_gets_every_step_and_stops_nothing(
     ("rows", "why"),
     [
         ([], "there are no rows"),
-        ([{"id": "1", "prompt": "a" * 500, "target": "b"}], "all 1 rows are longer than max_length = 100"),
+        (
+            [{"id": "1", "prompt": "a" * 500, "target": "b"}],
+            "none of the 1 rows can be used; 1 are longer than max_length = 100 tokens",
+        ),
         ([{"id": "1", "prompt": "a", "target": None}], "row 1: no target"),
         ([{"id": "1", "prompt": "a"}], "lack the column 'target'; needed: id, prompt, target"),
         ([{"id": "1", "prompts": "a", "target": "b"}], "lack the column 'prompt', did you mean 'prompts'?; needed"),
         ([{"id": "1", "prompt": "a", "target": 7}], "the column 'target' holds int64; text is needed"),
         ([{"id": 0.5, "prompt": "a", "target": "b"}], "the column 'id' holds double; text is needed"),
-        ([{"id": "1", "prompt": "a", "target": "b", "history": "no JSON"}], "row 1: history is not the JSON text"),
+        (
+            [{"id": "1", "prompt": "a", "target": "b", "history": "no JSON"}],
+            "row 1: history: the conversation is neither",
+        ),
     ],
 )
 def test_data_that_cannot_be_trained_on_are_refused(
@@ -218,6 +225,19 @@ def test_data_that_cannot_be_trained_on_are_refused(
 
 def test_files_that_are_no_parquet_are_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.parquet").write_text("id,prompt,target\n")
-    for name, why in (("rows.parquet", "are not a Parquet file"), ("none.parquet", "do not exist")):
-        with pytest.raises(BadInput, match=why):
+    (tmp_path / "folder.parquet").mkdir()
+    columns = [pa.array(["x"], pa.string_view())] * 4
+    pq.write_table(pa.table(columns, ["id", "prompt", "target", "target"]), tmp_path / "twice.parquet")
+    for name, why in (
+        ("rows.parquet", "are not a Parquet file"), ("none.parquet", "do not exist"),
+        ("folder.parquet", "are a folder"), ("twice.parquet", "have 2 columns 'target'"),
+    ):  # fmt: skip
+        with pytest.raises(BadInput, match=f"training data .*{name} {why}"):
             training_data.groups(str(tmp_path / name))
+    pq.write_table(pa.table(columns[:3], ["id", "prompt", "target"]), tmp_path / "views.parquet")
+    assert training_data.groups(str(tmp_path / "views.parquet")) == [1]
+    raw = [None, pa.py_buffer(np.array([0, 2], np.int32)), pa.py_buffer(b"\xff\xfe")]
+    no_text = pa.table([pa.Array.from_buffers(pa.string(), 1, raw), *columns[:2]], ["id", "prompt", "target"])
+    pq.write_table(no_text, tmp_path / "bytes.parquet")
+    with pytest.raises(RuntimeError, match=r"bytes\.parquet are damaged in row group 0: .*Invalid UTF8"):
+        training_data.rows(str(tmp_path / "bytes.parquet"), 0)

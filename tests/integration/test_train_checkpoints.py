@@ -3,12 +3,25 @@
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from pipelines.training import checkpoints, faults, fitting, notes, optimizers
+from pipelines.recipe import Student
+from pipelines.training import (  # fmt: skip
+    best,
+    checkpoints,
+    faults,
+    fitting,
+    loading,
+    losses,
+    notes,
+    optimizers,
+    parallel,
+)
+from tests import tiny
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -146,6 +159,51 @@ def test_a_half_written_one_is_passed_over_in_silence(storage: Path) -> None:
 def test_files_on_another_disk_are_not_taken_for_written(tmp_path: Path) -> None:
     with pytest.raises(faults.Stopped, match=r"lacks __1_0\.distcp.*every node sees"):
         checkpoints.commit(tmp_path, {"__1_0.distcp": {}})
+
+
+PLAIN, WRAPPED, COMPILED = (False, False), (True, False), (True, True)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"), [(PLAIN, WRAPPED), (WRAPPED, PLAIN), (PLAIN, COMPILED), (COMPILED, PLAIN)]
+)
+def test_the_best_weights_are_read_whatever_wraps_the_blocks(
+    written: tuple[bool, bool], read: tuple[bool, bool], tmp_path: Path
+) -> None:
+    """What is told to help where memory runs out: the training goes on with activation checkpointing, or without."""
+    folder, mesh = tiny.model_dir(tmp_path / "model", layers=2), parallel.mesh("cpu", 1)
+
+    def made(how: tuple[bool, bool], steps: list[dict[str, Any]]) -> tuple[torch.nn.Module, Any, best.Best]:
+        model = losses.ByToken(loading.load(str(folder), Student(name="sft"), 0))
+        parallel.parallelize(model, mesh, *how)
+        return model, optimizers.adamw(model, 0.1, 0.0), best.Best(model, steps)
+
+    model, optimizer, seen = made(written, [])
+    seen.see(1.5)
+    expected = {name: weight.full_tensor().clone() for name, weight in seen.weights.items()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2)
+    steps = [{"step": 0, "validation_loss": 1.5}]
+    with checkpoints.Saver(tmp_path, checkpoints.begin(tmp_path)) as saver:
+        saver.save(steps, model, optimizer, seen.weights)
+
+    start, _ = checkpoints.newest(tmp_path)
+    assert start is not None
+    model, optimizer, seen = made(read, checkpoints.read_steps(start / "losses.jsonl"))
+    checkpoints.load(start, model, optimizer, seen.weights)
+    assert seen.loss == 1.5
+    doubled = {parallel.unwrapped(name): p.full_tensor().clone() for name, p in model.named_parameters()}
+    seen.take()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter.full_tensor(), expected[parallel.unwrapped(name)])
+        assert torch.equal(doubled[parallel.unwrapped(name)], 2 * expected[parallel.unwrapped(name)])
+
+
+def test_a_whole_checkpoint_of_another_model_is_said_to_be_unreadable(storage: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8))
+    with pytest.raises(RuntimeError, match=rf"the checkpoint {of(storage, 30)} could not be read: .*0\.weight"):
+        checkpoints.load(of(storage, 30), model, optimizers.adamw(model, 0.1, 0.0))
 
 
 def test_a_checkpoint_that_cannot_be_written_stops_the_training(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -95,11 +96,41 @@ def test_a_node_dies_and_another_comes(unbroken: Path, pruned: Path, data: str, 
         driver = trainings.driver(cluster.address, recipe(2), STUDENT, pruned, data, out, log)
         when(lambda: trainings.whole(out))
         cluster.remove_node(nodes[0], allow_graceful=False)
-        when(lambda: "waits for nodes: the cluster has 1 CPUs, 2 are needed" in log.read_text())
+        when(lambda: "the cluster has 1 CPUs, cluster.workers = 2 needs as many" in " ".join(log.read_text().split()))
         cluster.add_node(num_cpus=1, object_store_memory=128 << 20)
         assert driver.wait() == 0
     assert re.search(r"sft: a worker was lost; goes on from step \d+", log.read_text())
     same(out, unbroken)
+
+
+def test_fewer_gpus_than_workers_are_waited_for(pruned: Path, data: str, tmp_path: Path) -> None:
+    """Not made up for by CPUs without a word. The GPU is one by name: no worker gets as far as to use it."""
+    out, log = tmp_path / "out", tmp_path / "log"
+    with drivers.cluster(cpus=2) as cluster:
+        cluster.add_node(num_cpus=2, num_gpus=1, object_store_memory=128 << 20)
+        driver = trainings.driver(cluster.address, recipe(2), STUDENT, pruned, data, out, log)
+        when(lambda: "the cluster has 1 GPUs, cluster.workers = 2 needs as many" in " ".join(log.read_text().split()))
+        driver.kill()
+        driver.wait()
+    assert not list(out.glob("checkpoints/step-*"))
+
+
+def test_validation_that_is_no_number_stops(ray_session: None, tmp_path: Path) -> None:
+    """A word that only the validation rows hold has no numbers in the embedding."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tiny.model_dir(tmp_path / "model", layers=2, tie_word_embeddings=False)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[AutoTokenizer.from_pretrained(folder).encode("~")] = torch.nan
+    model.save_pretrained(folder)
+    rows, held = trainings.sums(tmp_path / "rows.parquet"), str(tmp_path / "held.parquet")
+    pq.write_table(pa.Table.from_pylist([{"id": "v", "prompt": "What is 1 ~ 2?", "target": "3."}]), held)
+    student = STUDENT.model_copy(update={"validation_steps": 6})
+    said = r"^sft: the validation loss is nan after step 6 of \d+, .* Last good checkpoint: step 4, "
+    with pytest.raises(RuntimeError, match=said):
+        train.train(recipe(1), student, folder, rows, tmp_path / "out", held)
+    assert len(trainings.whole(tmp_path / "out")) == 1
 
 
 def test_numbers_that_run_out_stop_before_the_weights_are_spoiled(

@@ -236,6 +236,30 @@ def test_fp32_parameters(tmp_path: Path, half: bool, within: float, monkeypatch:
         assert (kept[name] - parameter.grad).norm() <= 1e-5 * norm, name
 
 
+def test_the_time_of_a_step_is_from_its_fetch_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the caller does between two steps is not of it: checkpoints, validation."""
+    now = 0.0
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now)
+    model, done = torch.nn.Linear(1, 1), []
+
+    def run_step(*_: Any, **__: Any) -> tuple[list[float], float]:
+        nonlocal now
+        now += 0.5
+        return [1.0, 0.0], 1.0
+
+    def plan() -> Iterator[batches.Planned]:
+        nonlocal now
+        for step in range(3):
+            now += 2.0
+            yield batches.Planned(step / 3, (1.0, 0.0), [0], 1, 1, [])
+
+    monkeypatch.setattr(loop, "run_step", run_step)
+    for step in loop.steps(model, torch.optim.SGD(model.parameters()), plan(), "cosine", 1.0):
+        done.append(step.seconds)
+        now += 100.0
+    assert done == [2.5] * 3
+
+
 def test_learning_rate_schedules() -> None:
     assert loop.learning_rate("cosine", 1.0, 0.03) == 1.0
     assert loop.learning_rate("cosine", 1.0, 0.515) == pytest.approx(0.5)

@@ -134,6 +134,7 @@ def test_epochs_are_whole_then_a_part_and_ordered_anew() -> None:
     assert more[len(one) : 2 * len(one)] != one
     assert steps(lengths, 200, 1, 4) != one
     assert len(steps(lengths, 200, 0.001, 3)) == 1, "a run has at least one step"
+    assert [len(steps([10], 10, epochs)) for epochs in (0.3, 1.01, 1.3, 2.6)] == [1, 1, 1, 3]
 
 
 def steps(lengths: list[int], tokens: int, epochs: float = 1, seed: int = 0) -> list[list[int]]:

@@ -1,6 +1,8 @@
 """Faults of a training told apart, and what is said of them."""
 
+import json
 import pickle
+import re
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from pipelines.training import faults
         (ActorDiedError(), False, False),
         (RuntimeError("Connection closed by peer"), False, False),
         (faults.NotFinite(3, float("nan"), 1.0), True, False),
+        (faults.NotFinite(3, float("inf"), None), True, False),
         (faults.Stopped("the disk is full"), True, False),
         (ValueError("LlamaModel cannot be trained"), True, False),
     ],
@@ -44,8 +47,28 @@ def test_five_rows_of_a_step_are_named() -> None:
     assert "7 rows of it: row0, row1, row2, row3, row4, …. Last good checkpoint: none." in said
 
 
+def test_validation_without_a_number() -> None:
+    said = faults.not_finite(faults.NotFinite(1, float("nan"), None), 9, ["row"], "step 1, /x")
+    assert (
+        said.startswith("the validation loss is nan after step 2 of 9,") and "Last good checkpoint: step 1, /x" in said
+    )
+
+
 def test_knobs_that_are_turned_already_are_left_out() -> None:
     student = Student(name="sdd-a", micro_tokens=100, activation_checkpointing=True, lora_rank=8)
     said = faults.knobs(student, 2)
     assert "student.sdd-a.micro_tokens=64" in said and "activation_checkpointing" not in said
     assert "student.sdd-a.lora_rank=4" in said and "cluster.workers=4" in said
+    least = Student(name="sft", micro_tokens=64, activation_checkpointing=True, max_length=16, lora_rank=1)
+    assert faults.knobs(least, 2) == (
+        "These help, in this order: cluster.workers=4. With these the training goes on from its last checkpoint"
+    )
+
+
+@pytest.mark.parametrize("fields", [{}, {"last_layers": 4}, {"last_layers": 1}, {"lora_rank": 8}, {"max_length": 20}])
+def test_every_knob_can_be_turned_and_stands_otherwise_now(fields: dict[str, int]) -> None:
+    student = Student(name="sft", **fields)  # type: ignore[arg-type]
+    told = re.findall(r"student\.sft\.(\w+)=(\w+)", faults.knobs(student, 2))
+    for name, value in told:
+        assert getattr(Student(**student.model_dump() | {name: json.loads(value)}), name) != getattr(student, name)
+    assert {"micro_tokens", "max_length"} <= {name for name, _ in told}

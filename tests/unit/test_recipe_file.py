@@ -54,6 +54,13 @@ def test_overrides_reach_sections_and_list_entries() -> None:
         (GOOD + '[[student]]\nname = "sft"\n[[student]]\nname = "sft"\n', "names must differ"),
         (GOOD.replace("[[dataset]]", "[dataset]"), "dataset"),
         (GOOD + '[cluster]\nmetrics_hook = "mine.log"\n', "a hook is module:function"),
+        *[
+            (f'{GOOD}[[student]]\nname = "dsbs"\n{field} = {value}\n', f".{field}: input should be a finite number")
+            for field in ("epochs", "learning_rate", "weight_decay", "rationale_weight", "alpha")
+            for value in ("inf", "nan")
+        ],
+        (GOOD + '[[student]]\nname = "sft"\nseed = -1\n', "0.seed: input should be greater than or equal to 0"),
+        ("seed = 4294967296\n" + GOOD, "seed: input should be less than 4294967296"),
         (GOOD + '[[student]]\nname = "sft"\nlora_rank = 2\nlast_layers = 1\n', "set one of them to 0"),
         (GOOD + '[[student]]\nname = "sft"\nlora_targets = ["q_proj"]\n', "set lora_rank above 0"),
         (GOOD + "[cluster]\nworkers = 6\nreplicas = 4\n", "6 workers cannot hold 4 copies"),

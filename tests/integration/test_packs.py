@@ -132,7 +132,7 @@ def test_validation_rows_are_one_step_in_order(pruned: Path, rows: list[dict[str
         ({"history": "[" * 100_000}, "row x: history: the conversation is neither a list of turns nor JSON text"),
         ({"history": '{"role": "user"}'}, "row x: history: a conversation is a list of turns, this is an object with"),
         ({"history": '[{"role": "user", "content": null}]'}, "row x: history: turn 1: the content is null"),
-        ({"id": None}, "the row of number 115: no id; every row needs one"),
+        ({"id": None}, "the row of number 109: no id; every row needs one"),
         ({"prompt": "a" * 500}, "too_long"),
         ({"weight": 0.0}, "weightless"),
     ],

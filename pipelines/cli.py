@@ -104,9 +104,13 @@ def serve(
     without_keys: cli_serve.Keyless = False,
     tls_cert: cli_serve.Certificate = None,
     tls_key: cli_serve.PrivateKey = None,
+    min_replicas: cli_serve.Least = None,
+    max_replicas: cli_serve.Most = None,
 ) -> None:
     """Serve teacher and students of a run behind an OpenAI-compatible endpoint until Ctrl-C."""
-    cli_serve.serve(_remembered(run), only or [], host, port, keys, without_keys, tls_cert, tls_key)
+    cli_serve.serve(
+        _remembered(run), only or [], host, port, keys, without_keys, tls_cert, tls_key, min_replicas, max_replicas
+    )
 
 
 @app.command(epilog="Examples: `regrow clean runs/quickstart` · `regrow clean runs/quickstart --yes`")

@@ -48,6 +48,7 @@ def evaluate(
     asked = (recipe.teacher.max_model_len, recipe.teacher.dtype, recipe.teacher.tensor_parallel)
     # Bounds for strangers, who are not let in: here a refused question would be a wrong answer.
     room = {"host": "127.0.0.1", "queue": max(recipe.serve.queue, recipe.evaluate.concurrency),
+            "min_replicas": 1, "max_replicas": 1,
             "max_output_tokens": None, "max_body_bytes": 1 << 30, "timeout_seconds": 86_400.0}  # fmt: skip
     settings = recipe.serve.model_copy(update=room)
     names, step = list(models), engine.at_once(recipe.serve.models_at_a_time, recipe.teacher.tensor_parallel)

@@ -192,10 +192,22 @@ class Serve(Section):
     port: int = Field(8000, ge=1, le=65535, description="Port of the endpoint")
     models_at_a_time: int = Field(2, ge=1, description="Engines up at once during evaluation")
     max_num_seqs: int = Field(64, ge=1, description="Requests an engine works on at once")
+    min_replicas: int = Field(1, ge=0, description="Engines of each model at least; 0: none while nobody asks")
+    max_replicas: int = Field(1, ge=1, description="Engines of each model at most, as load asks for them")
+    idle_seconds: float = Field(
+        300.0, gt=0, description="How long an engine has to be one too many before it is stopped"
+    )
     queue: int = Field(256, ge=0, description="Requests that may wait for each model; more are refused (429)")
     max_output_tokens: int | None = Field(None, ge=1, description="Longest answer that a request may ask for")
     max_body_bytes: int = Field(2 << 20, ge=1024, description="Largest request")
     timeout_seconds: float = Field(600.0, gt=0, description="Deadline of a request")
+
+    @model_validator(mode="after")
+    def _least_and_most(self) -> "Serve":
+        if self.min_replicas > self.max_replicas:
+            least, most = self.min_replicas, self.max_replicas
+            raise ValueError(f"min_replicas = {least} is more than max_replicas = {most}; raise max_replicas")
+        return self
 
 
 class Evaluate(Section):

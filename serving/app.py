@@ -5,9 +5,10 @@ from typing import Any
 
 from ray.llm._internal.common.callbacks.base import CallbackBase
 
-from serving import engine
+from serving import engine, scaling
 from serving.gate import Gate, Limits
 from serving.health import Health
+from serving.scaling import Scaling
 
 LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 
@@ -30,12 +31,14 @@ def build(
     *,
     limits: Limits,
     keys: Path | None = None,
+    scaled: Scaling = Scaling(),
 ) -> Any:
-    """A Serve application with one engine a model; the keys of `models` are the names clients ask for.
+    """A Serve application with an engine a model, or as many as `scaled` says; the keys of `models` are the names
+    clients ask for.
 
     Like `build_openai_app`, but browsers of other origins are not let in (it allows every origin, with
-    credentials), requests pass a gate (serving.gate) with `limits` and the API keys in the file `keys`, and there is
-    one replica of each part."""
+    credentials), requests pass a gate (serving.gate) with `limits` and the API keys in the file `keys`, of
+    which there is one."""
     from ray import serve
     from ray.llm._internal.serve.core.configs.openai_api_models import to_model_metadata
     from ray.serve.llm import build_llm_deployment
@@ -44,10 +47,11 @@ def build(
     from serving.ingress import Ingress
 
     lengths = (max_model_len, max_num_seqs, dtype, tensor_parallel)
-    configs = [config(name, path, *lengths) for name, path in models.items()]
+    options = scaling.options(scaled, max_num_seqs, limits.seconds)
+    configs = [config(name, path, *lengths, options=options) for name, path in models.items()]
     for one in configs if limits.output_tokens < max_model_len else ():  # vLLM's bound for requests that state none
         one.engine_kwargs["override_generation_config"] = {"max_new_tokens": limits.output_tokens}
-    ingress = make_fastapi_ingress(Ingress, app=_gated_fastapi(tuple(models), limits, keys))
+    ingress = make_fastapi_ingress(Ingress, app=_gated_fastapi(tuple(models), limits, keys, scaled.least == 0))
     deployment: Any = serve.deployment(
         ingress,
         num_replicas=1,
@@ -70,8 +74,9 @@ def config(
     dtype: str,
     tensor_parallel: int = 1,
     gpu: bool | None = None,
+    options: dict[str, Any] | None = None,
 ) -> Any:
-    """The settings of one model's engine and deployment; for `gpu` see serving.engine."""
+    """The settings of one model's engine and deployment; for `gpu` see serving.engine, `options`: scaling.options."""
     from ray.serve.llm import LLMConfig
 
     asked = engine.engine_kwargs(max_model_len, max_num_seqs, dtype, path, tensor_parallel, gpu)
@@ -87,9 +92,7 @@ def config(
         log_engine_metrics=False,
         callback_config={"callback_class": LocalModel},
         deployment_config={
-            "num_replicas": 1,
-            "max_ongoing_requests": 4 * max_num_seqs,
-            "graceful_shutdown_timeout_s": 2,
+            **(options or scaling.options(Scaling(), max_num_seqs, 0.0)),
             "graceful_shutdown_wait_loop_s": 0.1,
             "ray_actor_options": {"num_cpus": 0.1},
             "logging_config": LOGGING,
@@ -102,8 +105,9 @@ def _once() -> dict[str, Any]:
     return {"max_constructor_retry_count": 1}
 
 
-def _gated_fastapi(models: tuple[str, ...], limits: Limits, keys: Path | None) -> Any:
-    """Ray's FastAPI app (request ids, OpenAI-shaped errors) behind the gate, without its open CORS rule."""
+def _gated_fastapi(models: tuple[str, ...], limits: Limits, keys: Path | None, resting: bool) -> Any:
+    """Ray's FastAPI app (request ids, OpenAI-shaped errors) behind the gate, without its open CORS rule. `resting`:
+    models may be without an engine."""
     from fastapi.middleware.cors import CORSMiddleware
     from ray.llm._internal.serve.core.ingress.ingress import init
     from starlette.middleware import Middleware
@@ -113,6 +117,6 @@ def _gated_fastapi(models: tuple[str, ...], limits: Limits, keys: Path | None) -
     app = init()
     app.user_middleware = [m for m in app.user_middleware if m.cls is not CORSMiddleware]
     app.user_middleware.append(Middleware(Faults))  # met last
-    app.add_api_route("/health", Health().answer, methods=["GET", "HEAD"], include_in_schema=False)
+    app.add_api_route("/health", Health(resting).answer, methods=["GET", "HEAD"], include_in_schema=False)
     app.add_middleware(Gate, models=models, limits=limits, keys_file=keys)  # added last, met first
     return app

@@ -61,6 +61,12 @@ class Settings(Protocol):
     def max_body_bytes(self) -> int: ...
     @property
     def timeout_seconds(self) -> float: ...
+    @property
+    def min_replicas(self) -> int: ...
+    @property
+    def max_replicas(self) -> int: ...
+    @property
+    def idle_seconds(self) -> float: ...
 
 
 @contextmanager
@@ -74,8 +80,8 @@ def endpoint(
     tls: "Tls | None" = None,
 ) -> Iterator[str]:
     """Serve `models` ({name: checkpoint directory}) inside a Ray session, to whom has one of the API keys in the
-    file `keys` (None: to all), over `tls` where it is given; yields `http://host:port/v1` once every model runs, and
-    shuts Serve down at the end.
+    file `keys` (None: to all), over `tls` where it is given; yields `http://host:port/v1` once every model runs (those
+    that may have no engine start at their first request), and shuts Serve down at the end.
 
     Raises OSError where the port is taken, RuntimeError where an engine does not start."""
     check_port(settings.host, settings.port)
@@ -87,16 +93,18 @@ def endpoint(
 
     try:
         with _own_logging():
-            from serving import app
+            from serving import app, scaling
 
             engines = (max_model_len, settings.max_num_seqs, dtype, tensor_parallel)
             bounds = limits(settings, max_model_len)
-            application = app.build(models, *engines, limits=bounds, keys=keys)
+            scaled = scaling.Scaling(settings.min_replicas, settings.max_replicas, settings.idle_seconds)
+            application = app.build(models, *engines, limits=bounds, keys=keys, scaled=scaled)
         options = {"host": settings.host, "port": settings.port, **(tls.options() if tls else {})}
         serve.start(proxy_location="HeadOnly", http_options=options, logging_config=app.LOGGING)
         _run(application, list(models))
         base_url = f"{'https' if tls else 'http'}://{reachable(settings.host)}:{settings.port}/v1"
-        for name in models if keys is None and tls is None else ():  # with keys no answer is to be had without one
+        open_to_all = keys is None and tls is None  # with keys no answer is to be had without one
+        for name in models if open_to_all and settings.min_replicas else ():
             _wait(base_url, name)
         yield base_url
     finally:
@@ -153,7 +161,7 @@ def limits(settings: Settings, max_model_len: int) -> "Limits":
 
     tokens = min(settings.max_output_tokens or max_model_len, max_model_len)
     return Limits(
-        seats=settings.max_num_seqs,
+        seats=settings.max_num_seqs * settings.max_replicas,
         waiting=settings.queue,
         body_bytes=settings.max_body_bytes,
         output_tokens=tokens,

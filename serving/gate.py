@@ -20,7 +20,7 @@ OPEN = ("/health",)  # asked by load balancers, which have no key
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of one endpoint. `seats`: requests a model's engine works on at once; `waiting`: those that may wait for
+    """Bounds of one endpoint. `seats`: requests a model's engines work on at once; `waiting`: those that may wait for
     one of them besides. `output_tokens`: the most a sample may have. `samples`: the largest `n`. `held_bytes`: of all
     requests' bodies together."""
 

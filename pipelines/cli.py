@@ -76,9 +76,10 @@ app.command(epilog=cli_generate.EXAMPLES)(cli_generate.generate)
 @app.command(epilog="Example: `regrow status runs/quickstart`")
 def status(run: RunArgument) -> None:
     """Show which stages of a run are done."""
+    from pipelines import recipe_file
     from pipelines import run as story
 
-    _stages(story, _remembered(run))
+    _stages(story, recipe_file.remembered(run))
 
 
 @app.command(epilog="Example: `regrow report runs/quickstart`")
@@ -87,30 +88,14 @@ def report(run: RunArgument) -> None:
     from pipelines import recipe_file
     from pipelines import run as story
 
-    recipe = _remembered(run)
+    recipe = recipe_file.remembered(run)
     made = story.again(recipe)
     if made is None:
         raise recipe_file.BadInput(f"run {run!r} has no scored model yet; `regrow run` goes on with it")
     _show(recipe, made)
 
 
-@app.command(epilog=cli_serve.EXAMPLES)
-def serve(
-    run: RunArgument,
-    only: cli_serve.Only = None,
-    host: cli_serve.Host = None,
-    port: cli_serve.Port = None,
-    keys: cli_serve.Keys = None,
-    without_keys: cli_serve.Keyless = False,
-    tls_cert: cli_serve.Certificate = None,
-    tls_key: cli_serve.PrivateKey = None,
-    min_replicas: cli_serve.Least = None,
-    max_replicas: cli_serve.Most = None,
-) -> None:
-    """Serve teacher and students of a run behind an OpenAI-compatible endpoint until Ctrl-C."""
-    cli_serve.serve(
-        _remembered(run), only or [], host, port, keys, without_keys, tls_cert, tls_key, min_replicas, max_replicas
-    )
+app.command(epilog=cli_serve.EXAMPLES)(cli_serve.serve)
 
 
 @app.command(epilog="Examples: `regrow clean runs/quickstart` · `regrow clean runs/quickstart --yes`")
@@ -120,9 +105,10 @@ def clean(
 ) -> None:
     """List, or with --yes remove, what a run's directory holds beside the recipe run there last."""
     from pipelines import clean as cleaning
+    from pipelines import recipe_file
 
     for place in [run] if run else cleaning.runs(Path()):
-        for line in cleaning.clean(_remembered(place), yes):
+        for line in cleaning.clean(recipe_file.remembered(place), yes):
             typer.echo(line)
 
 
@@ -193,23 +179,6 @@ def init(
     for field, why in notes.items():
         typer.echo(f"{field:24} {why}")
     typer.echo(f"wrote {path}; read it, then: regrow run {path} --until prune")
-
-
-def _remembered(run: str) -> Any:
-    """The recipe that a run's directory remembers."""
-    from cluster import storage
-    from pipelines import recipe_file
-
-    tried = [run] if "/" in run or Path(run).is_dir() else [f"runs/{run}", run]
-    for place in tried:
-        try:
-            content = json.loads(storage.read(storage.join(place, "recipe.json")))
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        return recipe_file.check(content | {"run_dir": place}, storage.join(place, "recipe.json"))
-    raise recipe_file.BadInput(
-        f"{run!r} is no run: no recipe.json in it; give the directory that `regrow run` wrote to"
-    )
 
 
 def _show(recipe: Any, made: dict[str, Any]) -> None:

@@ -9,9 +9,11 @@ Opt = typer.Option
 EXAMPLES = (
     "Examples: `regrow serve runs/quickstart` · `regrow serve runs/quickstart --only teacher --only sdd` · "
     "`regrow serve runs/quickstart --min-replicas 0 --max-replicas 4` · "
-    "`regrow serve runs/quickstart --host 0.0.0.0 --keys keys.txt --tls-cert cert.pem --tls-key key.pem`"
+    "`regrow serve runs/quickstart --host 0.0.0.0 --keys keys.txt --tls-cert cert.pem --tls-key key.pem` · "
+    "`regrow serve runs/quickstart --access-log access.jsonl`"
 )
 
+Run = Annotated[str, typer.Argument(help="A run's directory, or the name of a run under runs/.")]
 Only = Annotated[list[str] | None, Opt(help="Serve this model of the run; repeat for more.")]
 Host = Annotated[str | None, Opt(help="Address to listen on.")]
 Port = Annotated[int | None, Opt(help="Port to listen on.")]
@@ -22,38 +24,60 @@ Certificate = Annotated[Path | None, Opt("--tls-cert", help="PEM file of the cer
 PrivateKey = Annotated[Path | None, Opt("--tls-key", help="PEM file of the certificate's private key.")]
 Least = Annotated[int | None, Opt("--min-replicas", help="Engines of each model at least; 0: none while nobody asks.")]
 Most = Annotated[int | None, Opt("--max-replicas", help="Engines of each model at most, as load asks for them.")]
+AccessLog = Annotated[
+    Path | None, Opt("--access-log", help="File that gets a line of JSON a request, with no prompt in it.")
+]
 Keyless = Annotated[bool, Opt("--without-keys", help="Let anybody in who reaches --host.")]
 
 
 def serve(
-    recipe: Any, only: list[str], host: str | None, port: int | None, keys: Path | None, keyless: bool,
-    certificate: Path | None, private: Path | None, least: int | None, most: int | None,
+    run: Run, only: Only = None, host: Host = None, port: Port = None, keys: Keys = None, without_keys: Keyless = False,
+    tls_cert: Certificate = None, tls_key: PrivateKey = None, min_replicas: Least = None, max_replicas: Most = None,
+    access_log: AccessLog = None,
 ) -> None:  # fmt: skip
-    """Serve a run's models until Ctrl-C. Raises BadInput for numbers, keys and certificates that cannot be used, and
-    where other machines would be let in without a key."""
+    """Serve teacher and students of a run behind an OpenAI-compatible endpoint until Ctrl-C."""
     from cluster.session import session
     from pipelines import run as story
-    from pipelines.recipe_file import BadInput
+    from pipelines.recipe_file import BadInput, remembered
     from serving import endpoint
-    from serving.keys import KeysFile
 
-    models = story.servable(recipe, only)
-    asked = {"host": host, "port": port, "min_replicas": least, "max_replicas": most}
+    recipe = remembered(run)
+    models = story.servable(recipe, only or [])
+    asked = {"host": host, "port": port, "min_replicas": min_replicas, "max_replicas": max_replicas}
     settings = _settings(recipe.serve, {key: value for key, value in asked.items() if value is not None})
     if keys:
-        try:
-            KeysFile(keys)
-        except (OSError, ValueError) as error:
-            raise BadInput(f"--keys: {error}") from error
-    elif not keyless and not endpoint.is_loopback(settings.host):
+        _check_keys(keys)
+    elif not without_keys and not endpoint.is_loopback(settings.host):
         raise BadInput(
             f"other machines reach {settings.host}, and there are no API keys: give --keys FILE, or say --without-keys"
         )
-    tls = _tls(certificate, private)
+    tls = _tls(tls_cert, tls_key)
+    if access_log:
+        _check_log(access_log)
     with session(recipe.cluster.address, recipe.cluster.cpus):
         teacher = recipe.teacher
         lengths = (teacher.max_model_len, teacher.dtype, teacher.tensor_parallel)
-        endpoint.serve_forever(models, settings, *lengths, keys=keys and keys.resolve(), tls=tls)
+        log = access_log and access_log.resolve()
+        endpoint.serve_forever(models, settings, *lengths, keys=keys and keys.resolve(), tls=tls, log=log)
+
+
+def _check_keys(file: Path) -> None:
+    from pipelines.recipe_file import BadInput
+    from serving.keys import KeysFile
+
+    try:
+        KeysFile(file)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"--keys: {error}") from error
+
+
+def _check_log(file: Path) -> None:
+    from pipelines.recipe_file import BadInput
+
+    try:
+        file.open("a").close()
+    except OSError as error:
+        raise BadInput(f"--access-log {file}: {error.strerror}") from error
 
 
 def _settings(told: Any, given: dict[str, Any]) -> Any:

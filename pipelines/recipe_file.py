@@ -1,6 +1,7 @@
 """From a TOML file (or a packaged recipe's name) and overrides to a `Recipe`, with errors a person can act on."""
 
 import difflib
+import json
 import re
 import tomllib
 import typing
@@ -157,3 +158,17 @@ def _anchor(content: dict[str, Any], folder: Path) -> None:
         content["evaluate"]["lm_eval"] = [
             anchored(task, always=bool(re.search(r"\.ya?ml(:\d+)?$", str(task)))) for task in tasks
         ]
+
+
+def remembered(run: str) -> Recipe:
+    """The recipe that a run's directory remembers."""
+    from cluster import storage
+
+    tried = [run] if "/" in run or Path(run).is_dir() else [f"runs/{run}", run]
+    for place in tried:
+        try:
+            content = json.loads(storage.read(storage.join(place, "recipe.json")))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        return check(content | {"run_dir": place}, storage.join(place, "recipe.json"))
+    raise BadInput(f"{run!r} is no run: no recipe.json in it; give the directory that `regrow run` wrote to")

@@ -32,13 +32,14 @@ def build(
     limits: Limits,
     keys: Path | None = None,
     scaled: Scaling = Scaling(),
+    log: Path | None = None,
 ) -> Any:
     """A Serve application with an engine a model, or as many as `scaled` says; the keys of `models` are the names
     clients ask for.
 
     Like `build_openai_app`, but browsers of other origins are not let in (it allows every origin, with
     credentials), requests pass a gate (serving.gate) with `limits` and the API keys in the file `keys`, of
-    which there is one."""
+    which there is one, and leave a line each in the file `log`."""
     from ray import serve
     from ray.llm._internal.serve.core.configs.openai_api_models import to_model_metadata
     from ray.serve.llm import build_llm_deployment
@@ -51,7 +52,7 @@ def build(
     configs = [config(name, path, *lengths, options=options) for name, path in models.items()]
     for one in configs if limits.output_tokens < max_model_len else ():  # vLLM's bound for requests that state none
         one.engine_kwargs["override_generation_config"] = {"max_new_tokens": limits.output_tokens}
-    ingress = make_fastapi_ingress(Ingress, app=_gated_fastapi(tuple(models), limits, keys, scaled.least == 0))
+    ingress = make_fastapi_ingress(Ingress, app=_gated_fastapi(tuple(models), limits, keys, scaled.least == 0, log))
     deployment: Any = serve.deployment(
         ingress,
         num_replicas=1,
@@ -105,7 +106,7 @@ def _once() -> dict[str, Any]:
     return {"max_constructor_retry_count": 1}
 
 
-def _gated_fastapi(models: tuple[str, ...], limits: Limits, keys: Path | None, resting: bool) -> Any:
+def _gated_fastapi(models: tuple[str, ...], limits: Limits, keys: Path | None, resting: bool, log: Path | None) -> Any:
     """Ray's FastAPI app (request ids, OpenAI-shaped errors) behind the gate, without its open CORS rule. `resting`:
     models may be without an engine."""
     from fastapi.middleware.cors import CORSMiddleware
@@ -118,5 +119,5 @@ def _gated_fastapi(models: tuple[str, ...], limits: Limits, keys: Path | None, r
     app.user_middleware = [m for m in app.user_middleware if m.cls is not CORSMiddleware]
     app.user_middleware.append(Middleware(Faults))  # met last
     app.add_api_route("/health", Health(resting).answer, methods=["GET", "HEAD"], include_in_schema=False)
-    app.add_middleware(Gate, models=models, limits=limits, keys_file=keys)  # added last, met first
+    app.add_middleware(Gate, models=models, limits=limits, keys_file=keys, log=log)  # added last, met first
     return app

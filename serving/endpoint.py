@@ -78,10 +78,12 @@ def endpoint(
     tensor_parallel: int = 1,
     keys: Path | None = None,
     tls: "Tls | None" = None,
+    log: Path | None = None,
 ) -> Iterator[str]:
     """Serve `models` ({name: checkpoint directory}) inside a Ray session, to whom has one of the API keys in the
-    file `keys` (None: to all), over `tls` where it is given; yields `http://host:port/v1` once every model runs (those
-    that may have no engine start at their first request), and shuts Serve down at the end.
+    file `keys` (None: to all), over `tls` where it is given, with an access log in the file `log`; yields
+    `http://host:port/v1` once every model runs (those that may have no engine start at their first request), and shuts
+    Serve down at the end.
 
     Raises OSError where the port is taken, RuntimeError where an engine does not start."""
     check_port(settings.host, settings.port)
@@ -98,7 +100,7 @@ def endpoint(
             engines = (max_model_len, settings.max_num_seqs, dtype, tensor_parallel)
             bounds = limits(settings, max_model_len)
             scaled = scaling.Scaling(settings.min_replicas, settings.max_replicas, settings.idle_seconds)
-            application = app.build(models, *engines, limits=bounds, keys=keys, scaled=scaled)
+            application = app.build(models, *engines, limits=bounds, keys=keys, scaled=scaled, log=log)
         options = {"host": settings.host, "port": settings.port, **(tls.options() if tls else {})}
         serve.start(proxy_location="HeadOnly", http_options=options, logging_config=app.LOGGING)
         _run(application, list(models))
@@ -119,6 +121,7 @@ def serve_forever(
     tensor_parallel: int = 1,
     keys: Path | None = None,
     tls: "Tls | None" = None,
+    log: Path | None = None,
 ) -> None:
     """Serve until Ctrl-C or SIGTERM; prints the address and how to ask it. Once all is down, the
     KeyboardInterrupt goes on to the caller, or for SIGTERM a SystemExit(143)."""
@@ -129,7 +132,7 @@ def serve_forever(
     previous = signal.signal(signal.SIGTERM, terminated)  # Ray's own handler would leave with another status
     try:
         print(f"starting {len(models)} engine(s): {', '.join(models)} …", flush=True)
-        with endpoint(models, settings, max_model_len, dtype, tensor_parallel, keys, tls) as base_url:
+        with endpoint(models, settings, max_model_len, dtype, tensor_parallel, keys, tls, log) as base_url:
             print(how_to_ask(base_url, list(models), keys is not None), flush=True)
             threading.Event().wait()
     finally:

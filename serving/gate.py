@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from serving import bodies, keys, rates
+from serving.accounts import Accounts, Visit
 from serving.refusals import Receive, Refused, Scope, Send
 from serving.replies import Shaped
 
+FIGURES = "/metrics"
 OPEN = ("/health",)  # asked by load balancers, which have no key
 
 
@@ -38,11 +40,14 @@ class Gate:
     itself, with errors as the OpenAI API has them: 400, 401, 404, 413, 415, 429 with
     Retry-After, 504."""
 
-    def __init__(self, app: Any, models: tuple[str, ...], limits: Limits, keys_file: Path | None = None) -> None:
+    def __init__(
+        self, app: Any, models: tuple[str, ...], limits: Limits, keys_file: Path | None = None, log: Path | None = None
+    ) -> None:
         self.app, self.models, self.limits = app, models, limits
         self.keys = keys.KeysFile(keys_file) if keys_file else None
         self.rates = rates.Rates()
         self.here: Counter[str] = Counter()  # model → places taken
+        self.accounts = Accounts(models, self.here.__getitem__, log)
         self.held = 0  # bytes of bodies
         self.warned = ""
 
@@ -51,20 +56,28 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        try:
-            key = self._known(scope)
-            if scope["method"] != "POST":
-                await self._through(scope, receive, send)
+        with self.accounts.visit(scope, send) as visit:
+            try:
+                await self._asked(scope, receive, visit)
+            except bodies.Gone:
                 return
+            except Refused as refused:
+                await refused.answer(visit.send)
+
+    async def _asked(self, scope: Scope, receive: Receive, visit: Visit) -> None:
+        """An HTTP request. Raises Refused, bodies.Gone."""
+        key = self._known(scope)
+        visit.key = key.name if key else ""
+        if scope["method"] == "POST":
             if key:
                 self.rates.take(key, "requests", 1, time.monotonic())
-            await self._posted(scope, receive, send, key)
-        except bodies.Gone:
-            return
-        except Refused as refused:
-            await refused.answer(send)
+            await self._posted(scope, receive, visit, key)
+        elif scope["path"] == FIGURES and scope["method"] == "GET":
+            await self.accounts.answer(visit.send)
+        else:
+            await self._through(scope, receive, visit)
 
-    async def _posted(self, scope: Scope, receive: Receive, send: Send, key: keys.Key | None) -> None:
+    async def _posted(self, scope: Scope, receive: Receive, visit: Visit, key: keys.Key | None) -> None:
         """A request with a body. Raises Refused, bodies.Gone."""
         body = await bodies.read(scope, receive, self.limits.body_bytes, min(60.0, self.limits.seconds))
         size = len(body)
@@ -72,10 +85,10 @@ class Gate:
             raise Refused(429, "too many large requests at once; try again", "queue_full", retry_after=1)
         self.held += size
         try:
-            model, places = self._admitted(bodies.parsed(body), scope["path"], key)
+            visit.model, visit.places = self._admitted(bodies.parsed(body), scope["path"], key)
             replay = bodies.again(body, receive)
             del body  # a request that waits holds it once
-            await self._through(scope, replay, send, model, places)
+            await self._through(scope, replay, visit)
         finally:
             self.held -= size
 
@@ -122,10 +135,10 @@ class Gate:
             self.rates.take(key, "tokens", samples * tokens, time.monotonic())
         return model, samples
 
-    async def _through(self, scope: Scope, receive: Receive, send: Send, model: str = "", places: int = 0) -> None:
-        """Hand the request on, within the deadline; meanwhile it takes so many places in the model's queue."""
-        shaped = Shaped(send)
-        self.here[model] += places
+    async def _through(self, scope: Scope, receive: Receive, visit: Visit) -> None:
+        """Hand the request on, within the deadline; meanwhile it takes its places in the model's queue."""
+        shaped = Shaped(visit.send)
+        self.here[visit.model] += visit.places
         try:
             async with asyncio.timeout(self.limits.seconds):
                 await self.app(scope, receive, shaped)
@@ -133,6 +146,6 @@ class Gate:
             if shaped.begun:  # a stream that is cut: the client sees that it has no end
                 raise
             late = Refused(504, f"no answer within {self.limits.seconds:g} s", "deadline_exceeded")
-            await late.answer(send)
+            await late.answer(visit.send)
         finally:
-            self.here[model] -= places
+            self.here[visit.model] -= visit.places

@@ -35,7 +35,10 @@ def url(models: dict[str, Path]) -> Iterator[str]:
     from serving import endpoint
 
     settings = Serve(port=PORT, max_num_seqs=16, max_body_bytes=100_000, queue=1000, timeout_seconds=DEADLINE)
-    with session("local", None), endpoint.endpoint(models, settings, LENGTH) as base_url:
+    with (
+        session("local", None),
+        endpoint.endpoint(models, settings, LENGTH, log=models["a"].with_name("log")) as base_url,
+    ):
         yield base_url
 
 
@@ -318,6 +321,18 @@ def test_lm_eval_log_likelihoods_are_those_of_transformers(url: str, models: dic
         whole, first = words(context + continuation)["input_ids"], words(context)["input_ids"]
         direct = log_likelihood(models["a"], whole[: len(first)], whole[len(first) :])
         assert value == pytest.approx(direct, abs=5e-3)  # sums of up to 20 tokens, each within some 1e-4
+
+
+def test_every_request_is_counted_and_logged(url: str, models: dict[str, Path]) -> None:
+    with urllib.request.urlopen(f"{url.removesuffix('/v1')}/metrics") as answer:
+        figures = answer.read().decode()
+    lines = [json.loads(line) for line in models["a"].with_name("log").read_text().splitlines()]
+    for model in models:
+        right = sum(line["model"] == model and line["status"] == 200 for line in lines)
+        assert right > 5 and f'regrow_requests_total{{model="{model}",status="200"}} {float(right)}' in figures
+    streamed = [line for line in lines if line["status"] == 200 and line["model"] and not line["whole"]]
+    assert streamed and all(line["first_byte_seconds"] < line["seconds"] for line in streamed), "its reader left"
+    assert MARK not in models["a"].with_name("log").read_text()
 
 
 def test_no_prompt_stands_in_a_log(url: str) -> None:

@@ -2,13 +2,17 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
+from serving import accounts
+from serving.accounts import Accounts
 from serving.gate import Gate, Limits
 
 KEY = "sk-ann-0123456789abcdef"
@@ -315,6 +319,72 @@ def test_a_client_that_leaves_before_its_body_is_whole_asks_nothing() -> None:
 
     asyncio.run(run())
     assert app.most == 0 and sent == []
+
+
+def figures(text: str) -> dict[str, float]:
+    """The samples of a Prometheus text, as its own parser reads them."""
+    read = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    return {f"{s.name}{sorted(s.labels.values())}": s.value for s in read if not s.name.endswith("_bucket")}
+
+
+def test_what_came_is_told_in_figures_and_in_a_log(keys: Path, tmp_path: Path) -> None:
+    """And neither what was asked nor with which key; the log may be moved away meanwhile."""
+    app, log = App(), tmp_path / "access.jsonl"
+
+    async def run() -> tuple[dict[str, float], dict[str, float]]:
+        made = Gate(app, ("a", "b"), Limits(seats=1, waiting=2, output_tokens=100), keys, log)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(made), base_url="http://gate") as client:
+            await client.get("/v1/models?secret")
+            assert (await ask(client, KEY, prompt="quagga", n=2)).status_code == 200
+            log.rename(tmp_path / "moved.jsonl")
+            await ask(client, NARROW, prompt="quagga", model="quagga")
+            app.go.clear()
+            waiting = asyncio.create_task(ask(client, KEY, prompt="quagga", n=2))
+            while not app.inside:
+                await asyncio.sleep(0)
+            await ask(client, KEY, n=2)
+            headers = {"Authorization": f"Bearer {KEY}"}
+            assert (await client.get("/metrics")).status_code == 401, "traffic is nobody's business"
+            during = await client.get("/metrics", headers=headers)
+            assert during.headers["content-type"].startswith("text/plain")
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+            return figures(during.text), figures((await client.get("/metrics", headers=headers)).text)
+
+    during, after = asyncio.run(run())
+    assert (during["regrow_places['a']"], during["regrow_places['b']"], after["regrow_places['a']"]) == (2, 0, 0)
+    wanted = {
+        "['200', 'a']": 1,
+        "['', '401']": 2,
+        "['', '404']": 1,
+        "['', '429']": 1,
+        "['', '200']": 1,
+        "['499', 'a']": 1,
+    }
+    assert {name: after[f"regrow_requests_total{name}"] for name in wanted} == wanted
+    assert after["regrow_request_seconds_count['a']"] == after["regrow_first_byte_seconds_count['a']"] == 1
+    first, second = ((tmp_path / name).read_text().splitlines() for name in ("moved.jsonl", "access.jsonl"))
+    lines = [json.loads(line) for line in first + second]
+    told = [(line["key"], line["path"], line["model"], line["places"], line["status"], line["whole"]) for line in lines]
+    assert told == [
+        ("", "/v1/models", "", 0, 401, True), ("ann", "/v1/completions", "a", 2, 200, True),
+        ("bob", "/v1/completions", "", 0, 404, True), ("ann", "/v1/completions", "", 0, 429, True),
+        ("", "/metrics", "", 0, 401, True), ("ann", "/metrics", "", 0, 200, True),
+        ("ann", "/v1/completions", "a", 2, 499, False), ("ann", "/metrics", "", 0, 200, True),
+    ]  # fmt: skip
+    for secret in ("quagga", "secret", KEY, NARROW):
+        assert not any(secret in line for line in first + second)
+
+
+def test_the_dashboard_asks_for_figures_that_there_are() -> None:
+    made = Accounts(("a",), lambda model: 0)
+    there = {sample.name for family in made.registry.collect() for sample in family.samples}
+    there |= {"regrow_requests_total", *(f"regrow_{name}_seconds_bucket" for name in ("request", "first_byte"))}
+    text = (Path(accounts.__file__).parent / "grafana.json").read_text()
+    asked = set(
+        re.findall(r"regrow_[a-z_]+", " ".join(t["expr"] for p in json.loads(text)["panels"] for t in p["targets"]))
+    )
+    assert len(asked) == 4 and asked <= there
 
 
 def test_bodies_together_have_a_bound() -> None:

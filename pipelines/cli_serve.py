@@ -39,7 +39,7 @@ def serve(
     from cluster.session import session
     from pipelines import run as story
     from pipelines.recipe_file import BadInput, remembered
-    from serving import endpoint
+    from serving import endpoint, engine
 
     recipe = remembered(run)
     models = story.servable(recipe, only or [])
@@ -57,6 +57,7 @@ def serve(
     with session(recipe.cluster.address, recipe.cluster.cpus):
         teacher = recipe.teacher
         lengths = (teacher.max_model_len, teacher.dtype, teacher.tensor_parallel)
+        engine.check_room(len(models) * settings.min_replicas, teacher.tensor_parallel)
         log = access_log and access_log.resolve()
         endpoint.serve_forever(models, settings, *lengths, keys=keys and keys.resolve(), tls=tls, log=log)
 

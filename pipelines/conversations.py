@@ -46,8 +46,10 @@ def dump(before: list[Message]) -> str:
 
 
 def load(text: str | None) -> list[Message]:
-    """The turns that `dump` wrote. Raises Unfit where `text` holds something else."""
-    return [_turn(number, turn) for number, turn in enumerate(_listed(text), 1)] if text else []
+    """The turns that `dump` wrote, or an empty list. Raises Unfit where `text` holds something else."""
+    if not text or text.strip() == "[]":
+        return []
+    return [_turn(number, turn) for number, turn in enumerate(_listed(text), 1)]
 
 
 def transcript(messages: list[Message]) -> str:

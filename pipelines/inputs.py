@@ -61,8 +61,11 @@ def targets(student: Student, data: Artifact, written: Artifact | None, out: Pat
     written_down("train")
     apart, held = written_down("validation")
     if apart and not held:
+        or_else = "name the column of the labels (dataset.answer)"
+        if student.labels == "teacher":
+            or_else = "look at what the teacher wrote: no label could be read from it (generate.rationale_prompt)"
         raise BadInput(
             f"student {student.name}: none of the {apart:,} rows that dataset.validation_rows holds out has a label to "
-            "choose the best checkpoint by; set it to 0, or name the column of the labels (dataset.answer)"
+            f"choose the best checkpoint by; set it to 0, or {or_else}"
         )
     return str(out / "train.parquet"), str(out / "validation.parquet") if held else None

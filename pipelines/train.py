@@ -11,6 +11,8 @@ from typing import Any
 
 from pipelines import cards, models
 from pipelines.recipe import Recipe, Student, objective_of
+from pipelines.recipe_file import BadInput
+from pipelines.screen import say
 from pipelines.training import checkpoints, fitting, notes, packs
 
 
@@ -44,7 +46,7 @@ def train(
                 "hook": recipe.cluster.metrics_hook,
             },
         }
-        fitting.fit(student, recipe.cluster.workers, given, storage, config)
+        fitting.fit(student, _workers(recipe, student), given, storage, config)
         for name in ("adapter", "losses.jsonl", "model"):  # the model last: it says that all is there
             if (storage / checkpoints.FINAL / name).exists():
                 _replace(storage / checkpoints.FINAL / name, out / name)
@@ -67,6 +69,21 @@ def check(recipe: Recipe, teacher: Path) -> None:
     model = loading.blank(teacher)
     for student in recipe.student:
         loading.targets(model, student)
+
+
+def _workers(recipe: Recipe, student: Student) -> int:
+    """How many workers train: `cluster.workers`, but on a private cluster, which no node will join, no more than there
+    are GPUs, if any. The losses are the same."""
+    import ray
+
+    cluster, gpus = recipe.cluster, int(ray.cluster_resources().get("GPU", 0))
+    if cluster.address != "local" or not 0 < gpus < cluster.workers:
+        return cluster.workers
+    fit = gpus - gpus % cluster.replicas
+    if not fit:
+        raise BadInput(f"cluster.replicas = {cluster.replicas}, but this machine has {gpus} GPU(s); lower it")
+    say(f"{student.name}: {fit} of cluster.workers = {cluster.workers}, since this machine has {gpus} GPU(s)")
+    return fit
 
 
 def _dress(recipe: Recipe, student: Student, pruned: Path, summary: dict[str, Any], model: Path) -> None:

@@ -57,6 +57,7 @@ def build(
         ingress,
         num_replicas=1,
         max_ongoing_requests=2 * (limits.seats + limits.waiting) * len(models) + 64,  # room to refuse at once
+        graceful_shutdown_timeout_s=2,
         max_queued_requests=256,  # of those that come faster than they are refused; then 503
         ray_actor_options={"num_cpus": 0.1},
         logging_config=LOGGING,

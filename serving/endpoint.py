@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from serving.gate import Limits
 
 APP = "regrow"
+LAST_SECONDS = 4.0  # for what is under way when all ends
 QUIET = ("ray", "ray.serve", "vllm")
 
 
@@ -110,7 +111,21 @@ def endpoint(
             _wait(base_url, name)
         yield base_url
     finally:
+        late = threading.Timer(LAST_SECONDS, _end_engines)
+        late.start()
         serve.shutdown()
+        late.cancel()
+
+
+def _end_engines() -> None:
+    """Kill what is left of the engines. One that may finish its requests when load falls must not do so for minutes
+    when all ends: on a cluster that stays, Serve would take no application meanwhile."""
+    import ray
+
+    for actor in ray.util.list_named_actors(all_namespaces=True):
+        if actor["name"].startswith(f"SERVE_REPLICA::{APP}#"):
+            with suppress(ValueError):  # it is gone
+                ray.kill(ray.get_actor(actor["name"], actor["namespace"]))
 
 
 def serve_forever(
@@ -131,7 +146,9 @@ def serve_forever(
 
     previous = signal.signal(signal.SIGTERM, terminated)  # Ray's own handler would leave with another status
     try:
-        print(f"starting {len(models)} engine(s): {', '.join(models)} …", flush=True)
+        each = settings.min_replicas
+        how = f"{each} engine(s) each" if each else "no engine before the first request"
+        print(f"starting {len(models)} model(s): {', '.join(models)}, {how} …", flush=True)
         with endpoint(models, settings, max_model_len, dtype, tensor_parallel, keys, tls, log) as base_url:
             print(how_to_ask(base_url, list(models), keys is not None), flush=True)
             threading.Event().wait()

@@ -33,6 +33,18 @@ def at_once(wanted: int, tensor_parallel: int = 1) -> int:
     return min(wanted, gpus // tensor_parallel)
 
 
+def check_room(engines: int, tensor_parallel: int) -> None:
+    """Raise RuntimeError where so many engines are to be up all the time, but the cluster's GPUs do not carry them."""
+    import ray
+
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    if 0 < gpus < engines * tensor_parallel:
+        raise RuntimeError(
+            f"{engines} engines of {tensor_parallel} GPU(s) each, but the cluster has {gpus} GPU(s); lower "
+            "--min-replicas, or serve fewer models with --only"
+        )
+
+
 def check_split(config: dict[str, Any], tensor_parallel: int) -> None:
     """Raise ValueError where vLLM cannot split a model with that config.json over so many GPUs: query heads are
     shared out evenly, and key heads either that, or copied evenly."""

@@ -12,6 +12,7 @@ from ray.serve.llm.ingress import OpenAiIngress
 # What parsing, templates, tokenizers and grammars raise over what they are given. An engine's end is none of these.
 FAULTS = (ValueError, TypeError, LookupError, OverflowError, AttributeError, RecursionError, TemplateError)
 UNFOLLOWED = "GenerationError"  # vLLM's, where one request's grammar fails while the engine lives
+DOWN = "DeploymentUnavailableError"  # Serve's, of a model whose engine could not be started
 LONGEST = 300  # characters of a fault that its sender is told
 
 
@@ -70,7 +71,10 @@ class Faults:
         except FAULTS as error:
             raise OpenAIHTTPException(400, said(error), "invalid_request_error") from None
         except Exception as error:
-            if type(getattr(error, "cause", error)).__name__ != UNFOLLOWED:
+            kind = type(getattr(error, "cause", error)).__name__
+            if kind == DOWN:
+                raise OpenAIHTTPException(503, "this model's engine does not start", "overloaded") from None
+            if kind != UNFOLLOWED:
                 raise
             message = (
                 "the model cannot work on this request: the structure that its answer is to have cannot be followed"

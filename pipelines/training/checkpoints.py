@@ -110,7 +110,7 @@ def load(folder: Path, model: torch.nn.Module, optimizer: Optimizer, best: Weigh
     except CheckpointException as error:
         why = " ".join(str(_first(error)).split())
         raise RuntimeError(
-            f"the checkpoint {folder} could not be read: {why}; without it, the last one counts"
+            f"the checkpoint {folder} could not be read: {why} (delete it to go on from the one before)"
         ) from None
     set_state_dict(
         model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"], options=OPTIONS

@@ -77,14 +77,15 @@ def not_finite(error: NotFinite, total: int, ids: Sequence[str], last: str) -> s
     )
 
 
-def knobs(student: Student, workers: int) -> str:
-    """What to change where memory runs out, what costs least first; nothing that stands so already."""
+def knobs(student: Student, workers: int, gpus: int) -> str:
+    """What to change where memory runs out, what costs least first; nothing that stands so already, and no more workers
+    than there are `gpus`, if any."""
     lora = max(1, student.lora_rank // 2) if student.lora_rank else 16
     wanted = {
         "micro_tokens": max(64, student.micro_tokens // 2),
         "activation_checkpointing": True,
         "max_length": max(16, student.max_length // 2),
-        "workers": 2 * workers,
+        **({} if 0 < gpus < 2 * workers else {"workers": 2 * workers}),
         **({"last_layers": max(1, student.last_layers // 2)} if student.last_layers else {"lora_rank": lora}),
     }
     given = {name: value for name, value in wanted.items() if value != getattr(student, name, None)}

@@ -24,11 +24,9 @@ ENVIRONMENT = {  # Ray Train's own settings, unless the user has set them
 def fit(student: Student, workers: int, given: packs.Packs, storage: Path, config: dict[str, Any]) -> None:
     """Train until `storage`/final is there. `config`: what worker.train takes beside what is known here. Raises
     RuntimeError where the training cannot go on, with what to do."""
-    import ray
-
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    gpu = ray.cluster_resources().get("GPU", 0) > 0  # of the cluster: the driver's node may have none
+    gpu = _gpus() > 0  # of the cluster: the driver's node may have none
     config |= {
         "student": student.model_dump(), "packs": str(given.folder.resolve()), "storage": str(storage.resolve()),
         "gpu": gpu,
@@ -116,6 +114,13 @@ def _watch(thread: threading.Thread, name: str, storage: Path, workers: int, gpu
                 say(f"{name}: {waits}")
 
 
+def _gpus() -> int:
+    """How many GPUs the cluster has."""
+    import ray
+
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
 def _waits(workers: int, gpu: bool) -> str:
     """What the cluster lacks, where a node is gone or has yet to come."""
     import ray
@@ -124,7 +129,10 @@ def _waits(workers: int, gpu: bool) -> str:
     there = ray.cluster_resources().get(kind, 0)
     if there >= workers:
         return ""
-    return f"waits for nodes: the cluster has {there:.0f} {kind}s, cluster.workers = {workers} needs as many"
+    return (
+        f"waits for nodes: the cluster has {there:.0f} {kind}s, cluster.workers = {workers} needs as many (or set "
+        f"cluster.workers={max(1, int(there))})"
+    )
 
 
 def _show(name: str, progress: Path) -> bool:
@@ -147,7 +155,7 @@ def _final(student: Student, workers: int, given: packs.Packs, storage: Path, er
         last = f"{_place(there)}, {there}" if there else "none"
         return faults.not_finite(error, len(given), given.step(error.args[0])[1], last)
     if faults.of_memory(error):
-        return f"{faults.said(error)} ({_line(error)}). {faults.knobs(student, workers)}"
+        return f"{faults.said(error)} ({_line(error)}). {faults.knobs(student, workers, _gpus())}"
     return str(error)
 
 
@@ -155,7 +163,7 @@ def _given_up(student: Student, workers: int, error: BaseException, at: int) -> 
     why = f"{student.name}: {faults.said(error)}, {RETRIES + 1} times between step {at} and the next checkpoint"
     if faults.of_memory(error) or faults.was_lost(error):
         may = "" if faults.of_memory(error) else "The system ends processes where memory runs out. "
-        why += f". {may}{faults.knobs(student, workers)}"
+        why += f". {may}{faults.knobs(student, workers, _gpus())}"
     return why
 
 

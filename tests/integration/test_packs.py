@@ -135,6 +135,7 @@ def test_validation_rows_are_one_step_in_order(pruned: Path, rows: list[dict[str
         ({"id": None}, "the row of number 109: no id; every row needs one"),
         ({"prompt": "a" * 500}, "too_long"),
         ({"weight": 0.0}, "weightless"),
+        ({"history": "[]"}, ""),
     ],
 )
 def test_rows_that_cannot_be_trained_on(
@@ -144,7 +145,9 @@ def test_rows_that_cannot_be_trained_on(
     a step of its own."""
     bad = {"id": "x", "task": "label", "prompt": "a", "target": "b", "weight": 1.0, "history": None, **more}
     file = written([{**row, "history": None} for row in rows] + [bad], tmp_path / "rows.parquet", 30)
-    if why not in ("too_long", "weightless"):
+    if not why:
+        assert packs.write(pruned, file, STUDENT, SEED, tmp_path / "packs").about.rows == len(rows) + 1
+    elif why not in ("too_long", "weightless"):
         with pytest.raises(BadInput, match=f"^training data {re.escape(file)}, {re.escape(why)}"):
             packs.write(pruned, file, STUDENT, SEED, tmp_path / "packs")
         assert not (tmp_path / "packs" / packs.MANIFEST).exists()

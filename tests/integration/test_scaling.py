@@ -26,8 +26,14 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     models = {"a": tiny.model_dir(tmp_path_factory.mktemp("model"))}
     settings = Serve(port=PORT, max_num_seqs=2, min_replicas=0, max_replicas=2, idle_seconds=4, timeout_seconds=300)
-    with session("local", None), endpoint.endpoint(models, settings, LENGTH) as base_url:
-        yield base_url
+    with session("local", None):
+        with ThreadPoolExecutor(1) as pool, endpoint.endpoint(models, settings, LENGTH) as base_url:
+            yield base_url
+            late = pool.submit(client(base_url).completions.create, **LONG, n=16)
+            time.sleep(2)
+            began = time.monotonic()
+        assert late.exception() and time.monotonic() - began < 20, "the end does not wait for what is under way"
+        endpoint.check_port("127.0.0.1", PORT)
 
 
 def client(url: str) -> Any:
@@ -85,6 +91,17 @@ def test_replicas_rise_and_fall_with_the_load(url: str) -> None:
     rested = until(lambda: running() == 0, 120)
     print(f"second engine after {rose:.0f} s, gone after {fell:.0f} s, none after {rested:.0f} s")
     assert client(url).completions.create(model="a", prompt="1", max_tokens=2).usage.completion_tokens > 0
+
+
+def test_engines_that_the_gpus_do_not_carry(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    from serving import engine
+
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 3.0})
+    engine.check_room(3, 1)
+    with pytest.raises(RuntimeError, match=r"2 engines of 2 GPU\(s\) each, but the cluster has 3 GPU\(s\); lower"):
+        engine.check_room(2, 2)
 
 
 def test_options_of_one_engine_are_fixed() -> None:

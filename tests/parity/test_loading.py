@@ -78,7 +78,7 @@ def in_a_file(address: int) -> bool:
 
 def gathered(model: losses.ByToken) -> dict[str, torch.Tensor]:
     """Every parameter whole, under the name that it has in a model without wrappers."""
-    named = {saving._plain(name): p for name, p in model.model.named_parameters()}
+    named = {parallel.unwrapped(name): p for name, p in model.model.named_parameters()}
     return {name: (p.full_tensor() if isinstance(p, DTensor) else p).clone() for name, p in named.items()}
 
 
@@ -117,7 +117,7 @@ def moved(model: Any) -> None:
     """Change what is trained, every rank its own part of it."""
     for name, p in model.named_parameters():
         if p.requires_grad:
-            step = torch.randn(p.shape, generator=torch.Generator().manual_seed(len(saving._plain(name)))) * 0.1
+            step = torch.randn(p.shape, generator=torch.Generator().manual_seed(len(parallel.unwrapped(name)))) * 0.1
             local = p.to_local() if isinstance(p, DTensor) else p
             local += step[slices.part(p)]
 

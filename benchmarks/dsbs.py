@@ -11,8 +11,8 @@ same number of steps and of labels a step (a step of dsbs holds the rationales o
 start from the same cut of the teacher, get the same search for the learning rate (once, at half of the data, by the
 share of right validation items), and are scored at the step with the least validation loss. Rationales and labels are
 the tiny teacher's own, read by the strict parser; nothing is filtered. Since it makes no mistake in these families, its
-labels are written without two of its blocks and at temperature 1.5 where they are what is learned: every seventh is
-wrong then. Data, loss and loop are the pipeline's own.
+labels are written without two of its blocks and at temperature 1.5 where they are what is learned: every ninth is wrong
+then. Data, loss and loop are the pipeline's own.
 
 Every training is written to results/dsbs.json as soon as it is scored; the picture beside it is of the settings asked
 for. Intervals are paired bootstraps over test items, scores averaged over seeds.

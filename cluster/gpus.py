@@ -47,3 +47,10 @@ def peak(device: str) -> float | None:
 def flops_per_token(n: float, lora: bool, recomputed: bool) -> float:
     """FLOPs a trained token costs, `n` the parameters it is multiplied with."""
     return (4 if lora else 6) * n + (2 * n if recomputed else 0)
+
+
+def there() -> int:
+    """How many GPUs the cluster of this Ray session has."""
+    import ray
+
+    return int(ray.cluster_resources().get("GPU", 0))

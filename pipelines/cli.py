@@ -30,7 +30,6 @@ recipes = typer.Typer(
 app.add_typer(recipes, name="recipes")
 RecipeArgument = Annotated[str, typer.Argument(help="A packaged recipe's name or a .toml file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.field=value, any number.")]
-RunArgument = Annotated[str, typer.Argument(help="A run's directory, or the name of a run under runs/.")]
 
 
 @app.command(
@@ -74,7 +73,7 @@ app.command(epilog=cli_generate.EXAMPLES)(cli_generate.generate)
 
 
 @app.command(epilog="Example: `regrow status runs/quickstart`")
-def status(run: RunArgument) -> None:
+def status(run: cli_serve.Run) -> None:
     """Show which stages of a run are done."""
     from pipelines import recipe_file
     from pipelines import run as story
@@ -83,7 +82,7 @@ def status(run: RunArgument) -> None:
 
 
 @app.command(epilog="Example: `regrow report runs/quickstart`")
-def report(run: RunArgument) -> None:
+def report(run: cli_serve.Run) -> None:
     """Write the report of a run again from what is done, and print its table."""
     from pipelines import recipe_file
     from pipelines import run as story

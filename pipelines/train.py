@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from cluster import gpus
 from pipelines import cards, models
 from pipelines.recipe import Recipe, Student, objective_of
 from pipelines.recipe_file import BadInput
@@ -74,15 +75,13 @@ def check(recipe: Recipe, teacher: Path) -> None:
 def _workers(recipe: Recipe, student: Student) -> int:
     """How many workers train: `cluster.workers`, but on a private cluster, which no node will join, no more than there
     are GPUs, if any. The losses are the same."""
-    import ray
-
-    cluster, gpus = recipe.cluster, int(ray.cluster_resources().get("GPU", 0))
-    if cluster.address != "local" or not 0 < gpus < cluster.workers:
+    cluster, there = recipe.cluster, gpus.there()
+    if cluster.address != "local" or not 0 < there < cluster.workers:
         return cluster.workers
-    fit = gpus - gpus % cluster.replicas
+    fit = there - there % cluster.replicas
     if not fit:
-        raise BadInput(f"cluster.replicas = {cluster.replicas}, but this machine has {gpus} GPU(s); lower it")
-    say(f"{student.name}: {fit} of cluster.workers = {cluster.workers}, since this machine has {gpus} GPU(s)")
+        raise BadInput(f"cluster.replicas = {cluster.replicas}, but this machine has {there} GPU(s); lower it")
+    say(f"{student.name}: {fit} of cluster.workers = {cluster.workers}, since this machine has {there} GPU(s)")
     return fit
 
 

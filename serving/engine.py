@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from cluster import gpus
 from serving import orphans
 
 CPU_BUNDLE = 0.5  # logical CPUs of one engine: on a small machine engines share the cores
@@ -23,24 +24,20 @@ def has_gpu() -> bool:
 def at_once(wanted: int, tensor_parallel: int = 1) -> int:
     """How many engines may be up together: as many as `wanted`, but on a GPU cluster no more than its GPUs
     carry. Raises RuntimeError where they do not carry one."""
-    import ray
-
     if not has_gpu():
         return wanted
-    gpus = int(ray.cluster_resources()["GPU"])
-    if gpus < tensor_parallel:
-        raise RuntimeError(f"teacher.tensor_parallel = {tensor_parallel}, but the cluster has {gpus} GPU(s)")
-    return min(wanted, gpus // tensor_parallel)
+    there = gpus.there()
+    if there < tensor_parallel:
+        raise RuntimeError(f"teacher.tensor_parallel = {tensor_parallel}, but the cluster has {there} GPU(s)")
+    return min(wanted, there // tensor_parallel)
 
 
 def check_room(engines: int, tensor_parallel: int) -> None:
     """Raise RuntimeError where so many engines are to be up all the time, but the cluster's GPUs do not carry them."""
-    import ray
-
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    if 0 < gpus < engines * tensor_parallel:
+    there = gpus.there()
+    if 0 < there < engines * tensor_parallel:
         raise RuntimeError(
-            f"{engines} engines of {tensor_parallel} GPU(s) each, but the cluster has {gpus} GPU(s); lower "
+            f"{engines} engines of {tensor_parallel} GPU(s) each, but the cluster has {there} GPU(s); lower "
             "--min-replicas, or serve fewer models with --only"
         )
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from cluster import gpus
 from pipelines.recipe import Student
 from pipelines.screen import say
 from pipelines.training import checkpoints, faults, notes, packs
@@ -26,7 +27,7 @@ def fit(student: Student, workers: int, given: packs.Packs, storage: Path, confi
     RuntimeError where the training cannot go on, with what to do."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    gpu = _gpus() > 0  # of the cluster: the driver's node may have none
+    gpu = gpus.there() > 0  # of the cluster: the driver's node may have none
     config |= {
         "student": student.model_dump(), "packs": str(given.folder.resolve()), "storage": str(storage.resolve()),
         "gpu": gpu,
@@ -114,13 +115,6 @@ def _watch(thread: threading.Thread, name: str, storage: Path, workers: int, gpu
                 say(f"{name}: {waits}")
 
 
-def _gpus() -> int:
-    """How many GPUs the cluster has."""
-    import ray
-
-    return int(ray.cluster_resources().get("GPU", 0))
-
-
 def _waits(workers: int, gpu: bool) -> str:
     """What the cluster lacks, where a node is gone or has yet to come."""
     import ray
@@ -155,7 +149,7 @@ def _final(student: Student, workers: int, given: packs.Packs, storage: Path, er
         last = f"{_place(there)}, {there}" if there else "none"
         return faults.not_finite(error, len(given), given.step(error.args[0])[1], last)
     if faults.of_memory(error):
-        return f"{faults.said(error)} ({_line(error)}). {faults.knobs(student, workers, _gpus())}"
+        return f"{faults.said(error)} ({_line(error)}). {faults.knobs(student, workers, gpus.there())}"
     return str(error)
 
 
@@ -163,7 +157,7 @@ def _given_up(student: Student, workers: int, error: BaseException, at: int) -> 
     why = f"{student.name}: {faults.said(error)}, {RETRIES + 1} times between step {at} and the next checkpoint"
     if faults.of_memory(error) or faults.was_lost(error):
         may = "" if faults.of_memory(error) else "The system ends processes where memory runs out. "
-        why += f". {may}{faults.knobs(student, workers, _gpus())}"
+        why += f". {may}{faults.knobs(student, workers, gpus.there())}"
     return why
 
 

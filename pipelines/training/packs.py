@@ -84,7 +84,7 @@ def write(pruned: Path, file: str, student: Student, seed: int, folder: Path, he
     (folder / MANIFEST).unlink(missing_ok=True)
     told = _encode(pruned, file, student, folder, sizes)
     kept = _kept(f"{'validation' if held else 'training'} data {file}", told, student.max_length)
-    if held and objectives.TASKS.index(objectives.LABEL) not in kept["task"].to_pylist():
+    if held and not (kept["task"].to_numpy() == objectives.TASKS.index(objectives.LABEL)).any():
         raise BadInput(f"validation data {file}: there are rationales alone; the best checkpoint is chosen by labels")
     lengths = kept["length"].to_pylist()
     grouped = [part.tolist() for part in np.split(np.arange(len(kept)), _starts(kept["id"]))]
@@ -93,12 +93,9 @@ def write(pruned: Path, file: str, student: Student, seed: int, folder: Path, he
     )  # fmt: skip
     files = gathering.files(steps, lengths)
     gathering.gather(folder, steps, files, kept["number"].to_numpy(), np.cumsum([0, *sizes]))
-    states = told["state"].to_pylist()
-    counts = {
-        "too_long": states.count(encoding.TOO_LONG),
-        "truncated": states.count(encoding.TRUNCATED),
-        "weightless": states.count(encoding.WEIGHTLESS),
-    }
+    states = told["state"].to_numpy()
+    named = {"too_long": encoding.TOO_LONG, "truncated": encoding.TRUNCATED, "weightless": encoding.WEIGHTLESS}
+    counts = {name: int((states == state).sum()) for name, state in named.items()}
     about = About(made_of, len(kept), sum(lengths), **counts, pad=_pad(pruned), files=files)
     (folder / "packs.part").write_text(json.dumps(about._asdict()))
     (folder / "packs.part").replace(folder / MANIFEST)

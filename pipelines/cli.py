@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from cluster import signals
-from pipelines import cli_generate, cli_serve
+from pipelines import cli_generate, cli_loadtest, cli_serve
 
 app = typer.Typer(
     help="Make a large language model smaller and grow its quality back, on Ray.",
@@ -95,6 +95,7 @@ def report(run: cli_serve.Run) -> None:
 
 
 app.command(epilog=cli_serve.EXAMPLES)(cli_serve.serve)
+app.command(epilog=cli_loadtest.EXAMPLES)(cli_loadtest.loadtest)
 
 
 @app.command(epilog="Examples: `regrow clean runs/quickstart` · `regrow clean runs/quickstart --yes`")

@@ -207,13 +207,13 @@ def _disk(name: str, at: Path, refused: Mark, do: str, room: int = DISK) -> Chec
 
 def ports(recipe: Recipe | None) -> Iterator[Check]:
     """The endpoint's port, and that of a Ray dashboard (which a private cluster does not open)."""
-    from serving import endpoint
+    from serving import listening
 
     settings = recipe.serve if recipe else Serve()
     wanted = [("endpoint's port", settings.host, settings.port), ("Ray's dashboard", "127.0.0.1", 8265)]
     for name, host, port in wanted:
         try:
-            endpoint.check_port(host, port)
+            listening.check_port(host, port)
             yield Check(name, "ok", f"{port} is free")
         except OSError as error:
             if port == settings.port:

@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.artifacts import Artifact
-from pipelines import answers, objectives, prompts
+from pipelines import answers, objectives, prompts, served
 from pipelines.recipe import Recipe
 from pipelines.screen import say
 from serving.client import Answer, Prompt
+from serving.listening import Http
 
 EVERY = 10.0  # seconds between two lines of progress
 ITEMS = pa.schema(
@@ -28,11 +29,11 @@ ITEMS = pa.schema(
 def check(recipe: Recipe) -> None:
     """What this stage will need, asked before the first one: its lm-eval tasks (ValueError), its port (OSError)."""
     from pipelines import lm_tasks
-    from serving import endpoint
+    from serving import listening
 
     lm_tasks.check(recipe.evaluate.lm_eval)
     if recipe.cluster.address == "local":
-        endpoint.check_port(recipe.serve.host, recipe.serve.port)
+        listening.check_port(recipe.serve.host, recipe.serve.port)
 
 
 def evaluate(
@@ -45,18 +46,17 @@ def evaluate(
     Raises OSError where the port is taken, RuntimeError where an engine does not start or dies."""
     from serving import endpoint, engine
 
-    asked = (recipe.teacher.max_model_len, recipe.teacher.dtype, recipe.teacher.tensor_parallel)
     # Bounds for strangers, who are not let in: here a refused question would be a wrong answer.
-    room = {"host": "127.0.0.1", "queue": max(recipe.serve.queue, recipe.evaluate.concurrency),
+    room = {"queue": max(recipe.serve.queue, recipe.evaluate.concurrency),
             "min_replicas": 1, "max_replicas": 1,
             "max_output_tokens": None, "max_body_bytes": 1 << 30, "timeout_seconds": 86_400.0}  # fmt: skip
-    settings = recipe.serve.model_copy(update=room)
+    http = Http(port=recipe.serve.port)
     names, step = list(models), engine.at_once(recipe.serve.models_at_a_time, recipe.teacher.tensor_parallel)
     for start in range(0, len(names), step):
         wave = {name: models[name] for name in names[start : start + step]}
         began = time.monotonic()
         say(f"evaluate: starting {', '.join(wave)}")
-        with endpoint.endpoint(wave, settings, *asked) as base_url:
+        with endpoint.endpoint(served.of_run(recipe, wave, **room), http) as base_url:
             up = time.monotonic() - began
             say(f"evaluate: {', '.join(wave)} up at {base_url} after {up:.0f} s")
             for name, path in wave.items():

@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from serving.settings import Bounds, Dtype
+
 # Distilling step-by-step (dsbs, arXiv 2305.02301) comes with its baselines: the label alone, and both in one output.
 DISTILLED = ("dsbs", "label", "rationale_then_label", "label_then_rationale")
 OBJECTIVES = ("none", "sft", "sdd", *DISTILLED)
@@ -43,9 +45,7 @@ class Section(BaseModel):
 class Teacher(Section):
     model: str = Field("tiny", description="`tiny`, a directory, or a hub id with optional @revision")
     max_model_len: int = Field(1024, ge=64, description="Longest prompt plus answer in tokens, for every engine")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Engine weights; auto: fp32 on CPU, bf16 on GPU"
-    )
+    dtype: Dtype = Field("auto", description="Engine weights; auto: fp32 on CPU, bf16 on GPU")
     tensor_parallel: int = Field(1, ge=1, description="GPUs that an engine's weights are split over; CPUs: no effect")
 
 
@@ -187,27 +187,10 @@ class Student(Section):
         return self
 
 
-class Serve(Section):
+class Serve(Bounds, Section):
     host: str = Field("127.0.0.1", description="Address of the endpoint")
     port: int = Field(8000, ge=1, le=65535, description="Port of the endpoint")
     models_at_a_time: int = Field(2, ge=1, description="Engines up at once during evaluation")
-    max_num_seqs: int = Field(64, ge=1, description="Requests an engine works on at once")
-    min_replicas: int = Field(1, ge=0, description="Engines of each model at least; 0: none while nobody asks")
-    max_replicas: int = Field(1, ge=1, description="Engines of each model at most, as load asks for them")
-    idle_seconds: float = Field(
-        300.0, gt=0, description="How long an engine has to be one too many before it is stopped"
-    )
-    queue: int = Field(256, ge=0, description="Requests that may wait for each model; more are refused (429)")
-    max_output_tokens: int | None = Field(None, ge=1, description="Longest answer that a request may ask for")
-    max_body_bytes: int = Field(2 << 20, ge=1024, description="Largest request")
-    timeout_seconds: float = Field(600.0, gt=0, description="Deadline of a request")
-
-    @model_validator(mode="after")
-    def _least_and_most(self) -> "Serve":
-        if self.min_replicas > self.max_replicas:
-            least, most = self.min_replicas, self.max_replicas
-            raise ValueError(f"min_replicas = {least} is more than max_replicas = {most}; raise max_replicas")
-        return self
 
 
 class Evaluate(Section):

@@ -15,6 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 
 from serving.refusals import Message, Scope, Send
 
+VISIT = "regrow.visit"
 LEFT = 499  # the status of a request whose client left before an answer began, as nginx writes it
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 600)
 SHOWN = 100  # characters of a path
@@ -22,10 +23,12 @@ SHOWN = 100  # characters of a path
 
 class Visit:
     """One request, and the `send` that it is answered through. `key` is the name of its key, `model` one that is served
-    here; `places` as the gate counts them."""
+    here; `places` as the gate counts them. It stands in the request's scope under `VISIT`."""
 
-    def __init__(self, scope: Scope, send: Send) -> None:
-        self._send, self.began = send, time.monotonic()
+    def __init__(self, scope: Scope, send: Send, tokens: Counter) -> None:
+        scope[VISIT] = self
+        self._send, self._tokens, self.began = send, tokens, time.monotonic()
+        self.tokens = {"prompt": 0, "completion": 0}
         self.method, self.path = scope["method"], scope["path"][:SHOWN]
         self.key = self.model = ""
         self.places, self.status, self.whole = 0, LEFT, False
@@ -39,6 +42,11 @@ class Visit:
         elif message["type"] == "http.response.body":
             self.first = self.first or self.seconds()
             self.whole = not message.get("more_body", False)
+
+    def count(self, kind: str, tokens: int) -> None:
+        """So many `tokens` more, of the `kind` prompt or completion."""
+        self.tokens[kind] += tokens
+        self._tokens.labels(self.model, kind).inc(tokens)
 
     def seconds(self) -> float:
         """Since it came."""
@@ -56,15 +64,19 @@ class Accounts:
         timed: dict[str, Any] = {"labelnames": ("model",), "buckets": SECONDS, **of}
         self.whole = Histogram("regrow_request_seconds", "To the end of the answer", **timed)
         self.first = Histogram("regrow_first_byte_seconds", "To the answer's first byte", **timed)
+        self.tokens = Counter("regrow_tokens", "Tokens read and written", ("model", "kind"), **of)
         places = Gauge("regrow_places", "Samples at work or waiting", ("model",), **of)
         for model in models:
             places.labels(model).set_function(partial(taken, model))
-        self.log = _logger(log) if log else None
+        self.models, self.began, self.log = models, time.time(), _logger(log) if log else None
+        for model in models:
+            for kind in ("prompt", "completion"):
+                self.tokens.labels(model, kind)
 
     @contextmanager
     def visit(self, scope: Scope, send: Send) -> Iterator[Visit]:
         """Account for a request when the block is left."""
-        one = Visit(scope, send)
+        one = Visit(scope, send, self.tokens)
         try:
             yield one
         finally:
@@ -77,6 +89,15 @@ class Accounts:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
+    def told(self) -> dict[str, dict[str, Any]]:
+        """Of each model since the start: requests by status, and tokens by kind."""
+        told: dict[str, dict[str, Any]] = {model: {"requests": {}, "tokens": {}} for model in self.models}
+        for counter, by, label in ((self.requests, "requests", "status"), (self.tokens, "tokens", "kind")):
+            for sample in next(iter(counter.collect())).samples:
+                if sample.name.endswith("_total") and (model := sample.labels["model"]) in told:
+                    told[model][by][sample.labels[label]] = int(sample.value)
+        return told
+
     def _note(self, one: Visit) -> None:
         seconds = one.seconds()
         self.requests.labels(one.model, str(one.status)).inc()
@@ -87,6 +108,7 @@ class Accounts:
             line = {
                 "at": datetime.now(UTC).isoformat(timespec="milliseconds"), "key": one.key, "method": one.method,
                 "path": one.path, "model": one.model, "places": one.places, "status": one.status, "whole": one.whole,
+                "prompt_tokens": one.tokens["prompt"], "completion_tokens": one.tokens["completion"],
                 "seconds": round(seconds, 4), "first_byte_seconds": round(one.first, 4) if one.first else None,
             }  # fmt: skip
             self.log.info(json.dumps(line))

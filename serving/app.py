@@ -1,45 +1,38 @@
 """The Ray Serve LLM application: any Hugging Face model directories behind one OpenAI-compatible endpoint."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 from ray.llm._internal.common.callbacks.base import CallbackBase
 
-from serving import engine, scaling
+from cluster import copies
+from serving import adapters, engine, scaling, status
+from serving.deployments import Deployments
 from serving.gate import Gate, Limits
-from serving.health import Health
-from serving.scaling import Scaling
+from serving.settings import Endpoint
 
 LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 
 
 class LocalModel(CallbackBase):
-    """Models are local directories: no process is started (it would import vLLM, a quarter of an engine's
-    start on CPU) only to find that nothing is to be downloaded."""
+    """Models are directories of the node, or on S3 and copied there: no process is started (it would import vLLM, a
+    quarter of an engine's start on CPU) only to find that nothing is to be downloaded."""
 
     async def on_before_node_init(self) -> None:
         """Called by Ray's engine before it would download the model."""
         self.ctx.run_init_node = False
+        for url in self.kwargs["urls"]:
+            await asyncio.to_thread(copies.local, url)
 
 
-def build(
-    models: dict[str, Path],
-    max_model_len: int,
-    max_num_seqs: int,
-    dtype: str,
-    tensor_parallel: int = 1,
-    *,
-    limits: Limits,
-    keys: Path | None = None,
-    scaled: Scaling = Scaling(),
-    log: Path | None = None,
-) -> Any:
-    """A Serve application with an engine a model, or as many as `scaled` says; the keys of `models` are the names
-    clients ask for.
+def build(endpoint: Endpoint) -> Any:
+    """The Serve application of `endpoint`, with an engine a model, or as many as it says. Serve calls it with the
+    `args` of a config file whose `import_path` is `serving.app:build`.
 
-    Like `build_openai_app`, but browsers of other origins are not let in (it allows every origin, with
-    credentials), requests pass a gate (serving.gate) with `limits` and the API keys in the file `keys`, of
-    which there is one, and leave a line each in the file `log`."""
+    Like `build_openai_app`, but browsers of other origins are not let in (it allows every origin, with credentials),
+    and requests pass a gate (serving.gate) with bounds and API keys, of which there is one, and leave a line each in
+    the access log."""
     from ray import serve
     from ray.llm._internal.serve.core.configs.openai_api_models import to_model_metadata
     from ray.serve.llm import build_llm_deployment
@@ -47,58 +40,70 @@ def build(
 
     from serving.ingress import Ingress
 
-    lengths = (max_model_len, max_num_seqs, dtype, tensor_parallel)
-    options = scaling.options(scaled, max_num_seqs, limits.seconds)
-    configs = [config(name, path, *lengths, options=options) for name, path in models.items()]
-    for one in configs if limits.output_tokens < max_model_len else ():  # vLLM's bound for requests that state none
-        one.engine_kwargs["override_generation_config"] = {"max_new_tokens": limits.output_tokens}
-    ingress = make_fastapi_ingress(Ingress, app=_gated_fastapi(tuple(models), limits, keys, scaled.least == 0, log))
+    bounds = limits(endpoint)
+    configs = {name: config(endpoint, name) for name in endpoint.models}
+    deployed = {n: build_llm_deployment(c, override_serve_options=_once()) for n, c in configs.items()}
+    ingress = make_fastapi_ingress(Ingress, app=_gated_fastapi(endpoint, bounds))
     deployment: Any = serve.deployment(
         ingress,
         num_replicas=1,
-        max_ongoing_requests=2 * (limits.seats + limits.waiting) * len(models) + 64,  # room to refuse at once
+        max_ongoing_requests=2 * (bounds.seats + bounds.waiting) * len(configs) + 64,  # room to refuse at once
         graceful_shutdown_timeout_s=2,
         max_queued_requests=256,  # of those that come faster than they are refused; then 503
         ray_actor_options={"num_cpus": 0.1},
         logging_config=LOGGING,
     )
     return deployment.bind(
-        llm_deployments={c.model_id: build_llm_deployment(c, override_serve_options=_once()) for c in configs},
-        model_cards={c.model_id: to_model_metadata(c.model_id, c) for c in configs},
+        llm_deployments={name: deployed[model] for name, model in endpoint.engines.items()},
+        model_cards={name: to_model_metadata(name, configs[model]) for name, model in endpoint.engines.items()},
+        lora_paths=endpoint.adapters_at,
     )
 
 
-def config(
-    name: str,
-    path: Path,
-    max_model_len: int,
-    max_num_seqs: int,
-    dtype: str,
-    tensor_parallel: int = 1,
-    gpu: bool | None = None,
-    options: dict[str, Any] | None = None,
-) -> Any:
-    """The settings of one model's engine and deployment; for `gpu` see serving.engine, `options`: scaling.options."""
+def config(endpoint: Endpoint, name: str, gpu: bool | None = None) -> Any:
+    """The settings of the engine and deployment of the model `name`; for `gpu` see serving.engine."""
     from ray.serve.llm import LLMConfig
 
-    asked = engine.engine_kwargs(max_model_len, max_num_seqs, dtype, path, tensor_parallel, gpu)
-
+    path = endpoint.models[name]
+    sizes = (endpoint.max_model_len, endpoint.max_num_seqs, endpoint.dtype)
+    asked = engine.engine_kwargs(*sizes, path, endpoint.tensor_parallel, gpu) | {"disable_log_stats": True}
+    if endpoint.output_tokens < endpoint.max_model_len:  # vLLM's bound for requests that state none
+        asked["override_generation_config"] = {"max_new_tokens": endpoint.output_tokens}
+    static = {n: one.path for n, one in endpoint.adapters.items() if one.model == name}
+    if static:
+        asked |= adapters.engine_kwargs(static.values()) | {"lora_modules": adapters.modules(static)}
     return LLMConfig(
-        model_loading_config={"model_id": name, "model_source": str(path.resolve())},
-        engine_kwargs=asked | {"disable_log_stats": True},
+        model_loading_config={"model_id": name, "model_source": str(copies.place(path).resolve())},
+        engine_kwargs=asked,
         placement_group_config=engine.placement_group_config(gpu),
         # All cores to each engine: evaluation asks one model at a time.
         runtime_env={"env_vars": engine.env_vars(gpu=gpu)},
         # Tokens are sent on after this long; the default of 50 ms spoils the time to the first token.
         experimental_configs={"stream_batching_interval_ms": 5},
         log_engine_metrics=False,
-        callback_config={"callback_class": LocalModel},
+        callback_config={"callback_class": LocalModel, "callback_kwargs": {"urls": [path, *static.values()]}},
         deployment_config={
-            **(options or scaling.options(Scaling(), max_num_seqs, 0.0)),
+            **scaling.options(endpoint),
             "graceful_shutdown_wait_loop_s": 0.1,
             "ray_actor_options": {"num_cpus": 0.1},
             "logging_config": LOGGING,
         },
+    )
+
+
+def deployment_name(model: str) -> str:
+    """What Ray calls the deployment of a model's engines."""
+    return f"LLMServer:{model.replace('/', '--').replace('.', '_')}"
+
+
+def limits(endpoint: Endpoint) -> Limits:
+    """What the endpoint's gate lets in."""
+    return Limits(
+        seats=endpoint.max_num_seqs * endpoint.max_replicas,
+        waiting=endpoint.queue,
+        body_bytes=endpoint.max_body_bytes,
+        output_tokens=endpoint.output_tokens,
+        seconds=endpoint.timeout_seconds,
     )
 
 
@@ -107,9 +112,8 @@ def _once() -> dict[str, Any]:
     return {"max_constructor_retry_count": 1}
 
 
-def _gated_fastapi(models: tuple[str, ...], limits: Limits, keys: Path | None, resting: bool, log: Path | None) -> Any:
-    """Ray's FastAPI app (request ids, OpenAI-shaped errors) behind the gate, without its open CORS rule. `resting`:
-    models may be without an engine."""
+def _gated_fastapi(endpoint: Endpoint, bounds: Limits) -> Any:
+    """Ray's FastAPI app (request ids, OpenAI-shaped errors) behind the gate, without its open CORS rule."""
     from fastapi.middleware.cors import CORSMiddleware
     from ray.llm._internal.serve.core.ingress.ingress import init
     from starlette.middleware import Middleware
@@ -119,6 +123,11 @@ def _gated_fastapi(models: tuple[str, ...], limits: Limits, keys: Path | None, r
     app = init()
     app.user_middleware = [m for m in app.user_middleware if m.cls is not CORSMiddleware]
     app.user_middleware.append(Middleware(Faults))  # met last
-    app.add_api_route("/health", Health(resting).answer, methods=["GET", "HEAD"], include_in_schema=False)
-    app.add_middleware(Gate, models=models, limits=limits, keys_file=keys, log=log)  # added last, met first
+    engines = Deployments({name: deployment_name(name) for name in endpoint.models}, endpoint.min_replicas == 0)
+    app.add_api_route("/health", engines.health, methods=["GET", "HEAD"], include_in_schema=False)
+    app.add_api_route("/", status.page, methods=["GET", "HEAD"], include_in_schema=False)
+    files = {"keys_file": endpoint.keys, "log": endpoint.access_log}
+    given: dict[str, Any] = {name: Path(file) for name, file in files.items() if file}
+    given |= {"growing": frozenset(endpoint.adapters_at), "engines": engines}
+    app.add_middleware(Gate, models=endpoint.engines, limits=bounds, **given)  # added last, met first
     return app

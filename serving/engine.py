@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from cluster import gpus
+from cluster import gpus, storage
 from serving import orphans
 
 CPU_BUNDLE = 0.5  # logical CPUs of one engine: on a small machine engines share the cores
@@ -58,7 +58,7 @@ def engine_kwargs(
     max_model_len: int,
     max_num_seqs: int,
     dtype: str,
-    model: Path | None = None,
+    model: Path | str | None = None,
     tensor_parallel: int = 1,
     gpu: bool | None = None,
 ) -> dict[str, Any]:
@@ -74,10 +74,10 @@ def engine_kwargs(
     return common | {"dtype": precise, "enforce_eager": True, "kv_cache_memory_bytes": space}
 
 
-def kv_cache_bytes(model: Path, max_model_len: int, max_num_seqs: int) -> int:
+def kv_cache_bytes(model: Path | str, max_model_len: int, max_num_seqs: int) -> int:
     """Room in bytes (fp32) for two sequences of full length, and for a quarter of the seats at full length;
     between 128 MiB and 4 GiB, but never less than two sequences need."""
-    config = json.loads((model / "config.json").read_text())
+    config = json.loads(storage.read(storage.join(str(model), "config.json")))
     config = config.get("text_config", config)
     try:
         heads = config.get("num_key_value_heads") or config["num_attention_heads"]

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serving import bodies, keys, rates
+from serving import bodies, keys, rates, status
 from serving.accounts import Accounts, Visit
+from serving.deployments import Deployments
 from serving.refusals import Receive, Refused, Scope, Send
 from serving.replies import Shaped
 
-FIGURES = "/metrics"
-OPEN = ("/health",)  # asked by load balancers, which have no key
+FIGURES, STATUS = "/metrics", "/status"
+OPEN = ("/health", "/")  # asked by load balancers, which have no key; and a page without figures, which asks for one
 
 
 @dataclass(frozen=True)
@@ -37,17 +38,26 @@ class Limits:
 
 class Gate:
     """Lets through to `app` what `limits` and the keys in `keys_file` (None: anybody) allow, and answers the rest
-    itself, with errors as the OpenAI API has them: 400, 401, 404, 413, 415, 429 with
-    Retry-After, 504."""
+    itself, with errors as the OpenAI API has them: 400, 401, 404, 413, 415, 429 with Retry-After, 504.
+
+    `models`: name → the model whose engine answers it. `growing`: models with adapters that are asked for as
+    `model:adapter`. `engines`: whose states the status page shows."""
 
     def __init__(
-        self, app: Any, models: tuple[str, ...], limits: Limits, keys_file: Path | None = None, log: Path | None = None
+        self,
+        app: Any,
+        models: dict[str, str],
+        limits: Limits,
+        keys_file: Path | None = None,
+        log: Path | None = None,
+        growing: frozenset[str] = frozenset(),
+        engines: Deployments | None = None,
     ) -> None:
-        self.app, self.models, self.limits = app, models, limits
+        self.app, self.models, self.limits, self.growing, self.engines = app, models, limits, growing, engines
         self.keys = keys.KeysFile(keys_file) if keys_file else None
         self.rates = rates.Rates()
         self.here: Counter[str] = Counter()  # model → places taken
-        self.accounts = Accounts(models, self.here.__getitem__, log)
+        self.accounts = Accounts(tuple(dict.fromkeys(models.values())), self.here.__getitem__, log)
         self.held = 0  # bytes of bodies
         self.warned = ""
 
@@ -74,6 +84,8 @@ class Gate:
             await self._posted(scope, receive, visit, key)
         elif scope["path"] == FIGURES and scope["method"] == "GET":
             await self.accounts.answer(visit.send)
+        elif scope["path"] == STATUS and scope["method"] == "GET" and self.engines:
+            await status.answer(visit.send, self.accounts, await self.engines.states(), self.here, self.limits.seats)
         else:
             await self._through(scope, receive, visit)
 
@@ -120,11 +132,7 @@ class Gate:
         model = asked.get("model")
         if model is None and len(self.models) > 1:
             raise Refused(400, f"which model? one of {', '.join(self.models)}", "missing_model", "model")
-        model = self.models[0] if model is None else model
-        allowed = self.models if key is None or key.models is None else [m for m in self.models if m in key.models]
-        if model not in allowed:
-            named = f"no model {str(model)[:100]!r} for this key; GET /v1/models lists all models"
-            raise Refused(404, named, "model_not_found", "model")
+        model = self._engine(next(iter(self.models)) if model is None else model, key)
         samples, tokens = bodies.sizes(asked, path, self.limits.output_tokens, self.limits.samples)
         room = self.limits.seats + self.limits.waiting
         if samples > room:
@@ -134,6 +142,16 @@ class Gate:
         if key and tokens:
             self.rates.take(key, "tokens", samples * tokens, time.monotonic())
         return model, samples
+
+    def _engine(self, name: Any, key: keys.Key | None) -> str:
+        """The model whose engine answers to `name`. Raises Refused where it is not for this key."""
+        known = name if isinstance(name, str) else ""
+        base, colon, _ = known.partition(":")
+        model = base if colon and base in self.growing else self.models.get(known)
+        if model is None or not (key is None or key.models is None or key.models.intersection((known, base))):
+            named = f"no model {str(name)[:100]!r} for this key; GET /v1/models lists all models"
+            raise Refused(404, named, "model_not_found", "model")
+        return model
 
     async def _through(self, scope: Scope, receive: Receive, visit: Visit) -> None:
         """Hand the request on, within the deadline; meanwhile it takes its places in the model's queue."""

@@ -1,4 +1,5 @@
-"""Ray's OpenAI ingress, whose calls end when nobody waits for them, and which tells a request's faults from its own."""
+"""Ray's OpenAI ingress, which counts tokens, ends calls that nobody waits for, and tells a request's faults from its
+own."""
 
 import logging
 from collections.abc import AsyncGenerator
@@ -8,6 +9,8 @@ from jinja2 import TemplateError
 from ray.llm._internal.serve.core.configs.openai_api_models import OpenAIHTTPException
 from ray.llm._internal.serve.utils import server_utils
 from ray.serve.llm.ingress import OpenAiIngress
+
+from serving.counting import Counted, visit_of
 
 # What parsing, templates, tokenizers and grammars raise over what they are given. An engine's end is none of these.
 FAULTS = (ValueError, TypeError, LookupError, OverflowError, AttributeError, RecursionError, TemplateError)
@@ -26,6 +29,11 @@ class Ingress(OpenAiIngress):
 
     def _get_configured_serve_handle(self, model_id: str) -> Any:
         return Ending(super()._get_configured_serve_handle(model_id))
+
+    async def _get_response(self, *, body: Any, call_method: str, raw_request: Any = None) -> AsyncGenerator[Any, None]:
+        counted = Counted(body, visit_of(raw_request))
+        async for part in super()._get_response(body=body, call_method=call_method, raw_request=raw_request):
+            yield counted.part(part)
 
 
 class Ending:

@@ -1,38 +1,33 @@
 """How many engines a model has: Ray Serve adds and removes replicas by the requests that are under way."""
 
-from typing import Any, NamedTuple
+from typing import Any
+
+from serving.settings import Bounds
 
 FULL = 0.8  # of an engine's seats: with more taken than that on average, the next engine is started
 METRICS_SECONDS, LOOK_BACK_SECONDS, UP_SECONDS = 1.0, 5.0, 2.0  # Serve's own are 10, 30 and 30
 
 
-class Scaling(NamedTuple):
-    """`least` and `most` engines of each model; one that was not needed for `idle_seconds` is stopped. With `least` = 0
-    a model that nobody asks has none, and the next request waits for one to start."""
-
-    least: int = 1
-    most: int = 1
-    idle_seconds: float = 300.0
-
-
-def options(scaling: Scaling, seats: int, drain_seconds: float) -> dict[str, Any]:
-    """A deployment's part of it; `seats`: sequences an engine works on at once. An engine that is to go gets no new
-    requests, and `drain_seconds` for those it has (docs.ray.io, Serve, "Advanced Ray Serve Autoscaling")."""
-    if scaling.most == 1 == scaling.least:
+def options(bounds: Bounds) -> dict[str, Any]:
+    """A deployment's part of it. With no engine at least, a model that nobody asks has none, and the next request waits
+    for one to start. An engine that is to go gets no new requests, and the deadline for those it has (docs.ray.io,
+    Serve, "Advanced Ray Serve Autoscaling")."""
+    seats = bounds.max_num_seqs
+    if bounds.max_replicas == 1 == bounds.min_replicas:
         return {"num_replicas": 1, "max_ongoing_requests": 4 * seats, "graceful_shutdown_timeout_s": 2}
     return {
         "autoscaling_config": {
-            "min_replicas": scaling.least,
-            "max_replicas": scaling.most,
-            "initial_replicas": scaling.least,
+            "min_replicas": bounds.min_replicas,
+            "max_replicas": bounds.max_replicas,
+            "initial_replicas": bounds.min_replicas,
             "target_ongoing_requests": max(1.0, FULL * seats),
             "metrics_interval_s": METRICS_SECONDS,
             "look_back_period_s": LOOK_BACK_SECONDS,
             "upscale_delay_s": UP_SECONDS,
-            "downscale_delay_s": scaling.idle_seconds,
-            "downscale_to_zero_delay_s": scaling.idle_seconds,
+            "downscale_delay_s": bounds.idle_seconds,
+            "downscale_to_zero_delay_s": bounds.idle_seconds,
         },
         # What an engine has no seat for waits before the engines, not in one: the next that comes up takes it.
         "max_ongoing_requests": seats + max(1, seats // 4),
-        "graceful_shutdown_timeout_s": drain_seconds,
+        "graceful_shutdown_timeout_s": bounds.timeout_seconds,
     }

@@ -89,13 +89,13 @@ def whole(out: Path) -> list[Path]:
     return sorted(manifest.parent for manifest in out.glob("checkpoints/step-*/manifest.json"))
 
 
-def when(condition: Callable[[], object], act: Callable[[], None] = lambda: None) -> None:
+def when(condition: Callable[[], object], act: Callable[[], None] = lambda: None, seconds: float = 600) -> None:
     """Call `act` once `condition` holds."""
-    for _ in range(12_000):
-        if condition():
-            return act()
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds:.0f} s"
         time.sleep(0.01)
-    raise AssertionError("not within two minutes")
+    act()
 
 
 def workers() -> list[psutil.Process]:

@@ -4,11 +4,11 @@ Requests go in one by one and seats are filled as they get free, so that nobody 
 """
 
 import itertools
-import json
 import socket
 from pathlib import Path
 from typing import Any
 
+from serving import adapters
 from serving.writers.request import Died, Refused, Request, Sample, Sampling, Written
 
 # JSON without white space: a schema allows any amount of it, and a weak model fills its max_tokens with it. Of the two
@@ -34,9 +34,7 @@ class Local:
         await self.close()
         if not Path(self.model).is_dir():
             raise RuntimeError(f"{socket.gethostname()} has no directory {self.model}; put it where all nodes see it")
-        lora: dict[str, Any] = (
-            {"enable_lora": True, "max_lora_rank": _rank(self.adapter), "max_loras": 1} if self.adapter else {}
-        )
+        lora = adapters.engine_kwargs([self.adapter] if self.adapter else [])
         shape: dict[str, Any] = {"structured_outputs_config": COMPACT} if self.sampling.schema else {}
         arguments = AsyncEngineArgs(model=self.model, disable_log_stats=True, **lora, **shape, **self.kwargs)
         try:
@@ -93,9 +91,3 @@ class Local:
         from vllm.lora.request import LoRARequest
 
         return LoRARequest("adapter", 1, self.adapter) if self.adapter else None
-
-
-def _rank(adapter: str | None) -> int:
-    """The rank of the adapter in `adapter`, rounded up to one that vLLM knows."""
-    rank = json.loads((Path(adapter or "") / "adapter_config.json").read_text())["r"]
-    return next((known for known in (8, 16, 32, 64, 128, 256, 320, 512) if known >= rank), rank)

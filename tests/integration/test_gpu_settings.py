@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipelines import models, prompts, recipe_file
+from pipelines import models, prompts, recipe_file, served
 from pipelines.generation import engines, flow, job
 from pipelines.generation.job import Job
 from pipelines.recipe import Recipe
@@ -67,8 +67,7 @@ def test_ray_places_an_engine_on_its_gpus(recipe: Recipe) -> None:
 
 
 def test_ray_serve_takes_the_settings_of_serving(recipe: Recipe, teacher: Path) -> None:
-    asked = (recipe.teacher.max_model_len, recipe.serve.max_num_seqs, recipe.teacher.dtype)
-    config = app.config("teacher", teacher, *asked, recipe.teacher.tensor_parallel, gpu=True)
+    config = app.config(served.of_run(recipe, {"teacher": teacher}), "teacher", gpu=True)
     found = config.get_engine_config()
     assert found.placement_bundles == [{"GPU": 1}] * recipe.teacher.tensor_parallel
     made = arguments(teacher, **found.get_initialization_kwargs())

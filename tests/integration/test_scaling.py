@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from pipelines.recipe import Serve
-from tests import tiny
+from serving.listening import Http, check_port
+from serving.settings import Bounds, Endpoint
+from tests import ports, tiny
 
 pytestmark = pytest.mark.timeout(900)
-PORT, LENGTH = 8767, 512
+LENGTH = 512
 # Neither an end token nor a limit that a test would wait for
 LONG: dict[str, Any] = {"model": "a", "prompt": "1 2 3", "max_tokens": 400, "extra_body": {"ignore_eos": True}}
 
@@ -24,16 +26,20 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     from cluster.session import session
     from serving import endpoint
 
-    models = {"a": tiny.model_dir(tmp_path_factory.mktemp("model"))}
-    settings = Serve(port=PORT, max_num_seqs=2, min_replicas=0, max_replicas=2, idle_seconds=4, timeout_seconds=300)
+    models = {"a": str(tiny.model_dir(tmp_path_factory.mktemp("model")))}
+    what = Endpoint(
+        models=models, max_model_len=LENGTH, max_num_seqs=2, min_replicas=0, max_replicas=2, idle_seconds=4,
+        timeout_seconds=300,
+    )  # fmt: skip
+    http = Http(port=ports.free())
     with session("local", None):
-        with ThreadPoolExecutor(1) as pool, endpoint.endpoint(models, settings, LENGTH) as base_url:
+        with ThreadPoolExecutor(1) as pool, endpoint.endpoint(what, http) as base_url:
             yield base_url
             late = pool.submit(client(base_url).completions.create, **LONG, n=16)
             time.sleep(2)
             began = time.monotonic()
         assert late.exception() and time.monotonic() - began < 20, "the end does not wait for what is under way"
-        endpoint.check_port("127.0.0.1", PORT)
+        check_port("127.0.0.1", http.port)
 
 
 def client(url: str) -> Any:
@@ -107,8 +113,8 @@ def test_engines_that_the_gpus_do_not_carry(monkeypatch: pytest.MonkeyPatch) -> 
 def test_options_of_one_engine_are_fixed() -> None:
     from serving import scaling
 
-    assert scaling.options(scaling.Scaling(), 16, 60.0)["num_replicas"] == 1
-    scaled = scaling.options(scaling.Scaling(0, 4, 30.0), 16, 60.0)
+    assert scaling.options(Bounds(max_num_seqs=16))["num_replicas"] == 1
+    scaled = scaling.options(Bounds(max_num_seqs=16, min_replicas=0, max_replicas=4, timeout_seconds=60))
     assert "num_replicas" not in scaled and scaled["graceful_shutdown_timeout_s"] == 60.0
     assert scaled["autoscaling_config"]["target_ongoing_requests"] == pytest.approx(12.8)
 

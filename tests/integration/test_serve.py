@@ -14,12 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import evaluate, lm_tasks
-from pipelines.recipe import Recipe, Serve
-from tests import tiny
+from pipelines.recipe import Recipe
+from serving.listening import Http
+from serving.settings import Endpoint
+from tests import ports, tiny
 
 MARK = "zebra 7731 quagga"  # stands in prompts, and must stand in no log
 TASKS = Path(lm_tasks.__file__).parent / "recipes" / "lm_tasks"
-PORT, LENGTH, DEADLINE = 8763, 384, 40.0
+LENGTH, DEADLINE = 384, 40.0
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +36,11 @@ def url(models: dict[str, Path]) -> Iterator[str]:
     from cluster.session import session
     from serving import endpoint
 
-    settings = Serve(port=PORT, max_num_seqs=16, max_body_bytes=100_000, queue=1000, timeout_seconds=DEADLINE)
-    with (
-        session("local", None),
-        endpoint.endpoint(models, settings, LENGTH, log=models["a"].with_name("log")) as base_url,
-    ):
+    what = Endpoint(
+        models={name: str(path) for name, path in models.items()}, max_model_len=LENGTH, max_num_seqs=16,
+        max_body_bytes=100_000, queue=1000, timeout_seconds=DEADLINE, access_log=str(models["a"].with_name("log")),
+    )  # fmt: skip
+    with session("local", None), endpoint.endpoint(what, Http(port=ports.free())) as base_url:
         yield base_url
 
 
@@ -324,6 +326,11 @@ def test_lm_eval_log_likelihoods_are_those_of_transformers(url: str, models: dic
 
 
 def test_every_request_is_counted_and_logged(url: str, models: dict[str, Path]) -> None:
+    asked = LONG | {"prompt": ["1 2 3"] * 60}  # minutes of work: it cannot be done when its reader leaves
+    stream = client(url).completions.create(**asked, extra_body=ENDLESS, stream=True)
+    next(iter(stream))
+    stream.close()
+    assert spent() < 20, "the line of a request is there once it has ended"
     with urllib.request.urlopen(f"{url.removesuffix('/v1')}/metrics") as answer:
         figures = answer.read().decode()
     lines = [json.loads(line) for line in models["a"].with_name("log").read_text().splitlines()]

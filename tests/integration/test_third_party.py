@@ -18,8 +18,10 @@ from cluster import storage
 from pipelines import evaluate, generate, layers, parts, prompts, prune, train
 from pipelines.generation import job
 from pipelines.recipe import Recipe, Student
+from pipelines.served import of_run
 from serving import endpoint
-from tests import others
+from serving.listening import Http
+from tests import others, ports
 from tests.others import CONFIGS, LAYERS, QUESTIONS, WINDOW
 
 pytestmark = pytest.mark.timeout(1800)
@@ -186,8 +188,8 @@ def test_others_students_are_served_and_scored(students: dict[str, Path], tmp_pa
     """One endpoint, two families; what it says is transformers' greedy text."""
     served = {name: students[name] / "model" for name in ("sentencepiece", "qwen3")}
     asked = recipe(served["qwen3"])
-    settings = asked.serve.model_copy(update={"port": 8769, "max_num_seqs": 8})
-    with endpoint.endpoint(served, settings, 256) as base_url:
+    what = of_run(asked, served, max_num_seqs=8, max_model_len=256)
+    with endpoint.endpoint(what, Http(port=ports.free())) as base_url:
         for name, path in served.items():
             (tmp_path / name).mkdir()
             evaluate.score(asked, base_url, name, path, records(), tmp_path / name)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from serving import client, endpoint
+from serving import client, endpoint, listening
 
 
 class Server(ThreadingHTTPServer):
@@ -121,13 +121,13 @@ def test_a_port_in_use_is_named_with_its_remedy() -> None:
     with serving() as (server, _):
         port = server.server_address[1]
         with pytest.raises(OSError, match=rf"port {port} on 127.0.0.1 is in use.*serve.port="):
-            endpoint.check_port("127.0.0.1", port)
-    endpoint.check_port("127.0.0.1", port)
+            listening.check_port("127.0.0.1", port)
+    listening.check_port("127.0.0.1", port)
 
 
 def test_an_address_of_another_machine_is_refused() -> None:
     with pytest.raises(OSError, match=r"cannot listen on 203\.0\.113\.7:8000"):
-        endpoint.check_port("203.0.113.7", 8000)
+        listening.check_port("203.0.113.7", 8000)
 
 
 def test_the_snippets_name_the_address_and_a_model() -> None:

@@ -45,7 +45,7 @@ class App:
 
 def gate(app: Any, keys: Path | None = None, **limits: Any) -> httpx.AsyncClient:
     """A client of the gate."""
-    made = Gate(app, ("a", "b"), Limits(**{"seats": 1, "waiting": 1, "output_tokens": 100, **limits}), keys)
+    made = Gate(app, {"a": "a", "b": "b"}, Limits(**{"seats": 1, "waiting": 1, "output_tokens": 100, **limits}), keys)
     return httpx.AsyncClient(transport=httpx.ASGITransport(made), base_url="http://gate")
 
 
@@ -110,7 +110,7 @@ def test_keys(keys: Path) -> None:
 
 def test_a_key_for_no_model_here_gets_none_by_naming_none(keys: Path) -> None:
     async def run() -> None:
-        only = Gate(App(), ("a",), Limits(seats=1, output_tokens=100), keys)
+        only = Gate(App(), {"a": "a"}, Limits(seats=1, output_tokens=100), keys)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(only), base_url="http://gate") as client:
             assert (await ask(client, KEY, model=None)).status_code == 200
             refused(await ask(client, NARROW, model=None), 404, "model_not_found")
@@ -304,7 +304,7 @@ def test_a_client_that_leaves_before_its_body_is_whole_asks_nothing() -> None:
     app, sent = App(), []
 
     async def run() -> None:
-        made = Gate(app, ("a",), Limits(seats=1, output_tokens=100))
+        made = Gate(app, {"a": "a"}, Limits(seats=1, output_tokens=100))
         scope = {"type": "http", "method": "POST", "path": "/v1/completions",
                  "headers": [(b"content-type", b"application/json")]}  # fmt: skip
         messages = [{"type": "http.request", "body": b'{"model":"a"}', "more_body": True}, {"type": "http.disconnect"}]
@@ -332,7 +332,7 @@ def test_what_came_is_told_in_figures_and_in_a_log(keys: Path, tmp_path: Path) -
     app, log = App(), tmp_path / "access.jsonl"
 
     async def run() -> tuple[dict[str, float], dict[str, float]]:
-        made = Gate(app, ("a", "b"), Limits(seats=1, waiting=2, output_tokens=100), keys, log)
+        made = Gate(app, {"a": "a", "b": "b"}, Limits(seats=1, waiting=2, output_tokens=100), keys, log)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(made), base_url="http://gate") as client:
             await client.get("/v1/models?secret")
             assert (await ask(client, KEY, prompt="quagga", n=2)).status_code == 200

@@ -6,7 +6,7 @@ import pytest
 
 from pipelines import cli_serve
 from pipelines.recipe_file import BadInput
-from serving.endpoint import Tls
+from serving.listening import Tls
 from tests import tls
 
 

@@ -1,0 +1,77 @@
+"""What an endpoint is told: models, adapters, bounds. The arguments of the Serve application and its config file."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class Bounds(BaseModel):
+    """What is let in, and how many engines answer; as a recipe's `serve` section says it too."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    max_num_seqs: int = Field(64, ge=1, description="Requests an engine works on at once")
+    min_replicas: int = Field(1, ge=0, description="Engines of each model at least; 0: none while nobody asks")
+    max_replicas: int = Field(1, ge=1, description="Engines of each model at most, as load asks for them")
+    idle_seconds: float = Field(
+        300.0, gt=0, description="How long an engine has to be one too many before it is stopped"
+    )
+    queue: int = Field(256, ge=0, description="Requests that may wait for each model; more are refused (429)")
+    max_output_tokens: int | None = Field(None, ge=1, description="Longest answer that a request may ask for")
+    max_body_bytes: int = Field(2 << 20, ge=1024, description="Largest request")
+    timeout_seconds: float = Field(600.0, gt=0, description="Deadline of a request")
+
+    @model_validator(mode="after")
+    def _least_and_most(self) -> "Bounds":
+        if self.min_replicas > self.max_replicas:
+            least, most = self.min_replicas, self.max_replicas
+            raise ValueError(f"min_replicas = {least} is more than max_replicas = {most}; raise max_replicas")
+        return self
+
+
+class Adapter(BaseModel):
+    """A LoRA adapter in peft's format: the directory `path`, on top of `model`, one of those served."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    path: str
+
+
+class Endpoint(Bounds):
+    """One endpoint. `models`: the names clients ask for → checkpoint directories, as they are found on every node that
+    may have an engine (a path, or an s3:// URL that each node copies). `adapters`: names → LoRA adapters.
+    `adapters_at`: model → s3:// folder, each directory of which is an adapter, asked for as `model:directory`."""
+
+    models: dict[str, str] = Field(min_length=1)
+    adapters: dict[str, Adapter] = {}
+    adapters_at: dict[str, str] = {}
+    max_model_len: int = Field(ge=1, description="Longest prompt plus answer in tokens")
+    dtype: Dtype = "auto"
+    tensor_parallel: int = Field(1, ge=1)
+    keys: str | None = Field(None, description="File of API keys on the node that listens; None: anybody is let in")
+    access_log: str | None = Field(None, description="File of the access log, there too")
+
+    @model_validator(mode="after")
+    def _names(self) -> "Endpoint":
+        for name in (*self.models, *self.adapters):
+            if not name or ":" in name or name.strip() != name:
+                raise ValueError(f"model name {name!r}: a name has no colon, and no space at its ends")
+        if both := self.models.keys() & self.adapters.keys():
+            raise ValueError(f"{', '.join(sorted(both))} is the name of a model and of an adapter; rename one")
+        for name, model in [(n, a.model) for n, a in self.adapters.items()] + [(m, m) for m in self.adapters_at]:
+            if model not in self.models:
+                raise ValueError(f"adapter {name!r} is for model {model!r}; served are: {', '.join(self.models)}")
+        return self
+
+    @property
+    def output_tokens(self) -> int:
+        """The longest answer in tokens: none is longer than the model's length."""
+        return min(self.max_output_tokens or self.max_model_len, self.max_model_len)
+
+    @property
+    def engines(self) -> dict[str, str]:
+        """Every name that clients may ask for → the model whose engine answers it."""
+        return {name: name for name in self.models} | {name: one.model for name, one in self.adapters.items()}

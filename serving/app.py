@@ -13,6 +13,10 @@ from serving.gate import Gate, Limits
 from serving.settings import Endpoint
 
 LOGGING = {"log_level": "WARNING", "enable_access_log": False}
+# vLLM configures logging when it is imported, which closes Serve's own handlers: a replica whose log file has no handler
+# cannot tell its name to a controller that comes back, and is given up.
+UNCONFIGURED = {"VLLM_CONFIGURE_LOGGING": "0"}
+PREFIX = "LLMServer:"  # of an engine's deployment
 
 
 class LocalModel(CallbackBase):
@@ -27,8 +31,14 @@ class LocalModel(CallbackBase):
 
 
 def build(endpoint: Endpoint) -> Any:
-    """The Serve application of `endpoint`, with an engine a model, or as many as it says. Serve calls it with the
-    `args` of a config file whose `import_path` is `serving.app:build`.
+    """The Serve application of `endpoint`, as Serve calls it with the `args` of a config file whose `import_path` is
+    `serving.app:build`."""
+    return application(endpoint)
+
+
+def application(endpoint: Endpoint, tries: int = 3) -> Any:
+    """The Serve application of `endpoint`, with an engine a model, or as many as it says; one that does not come up in
+    so many `tries` is given up.
 
     Like `build_openai_app`, but browsers of other origins are not let in (it allows every origin, with credentials),
     and requests pass a gate (serving.gate) with bounds and API keys, of which there is one, and leave a line each in
@@ -39,18 +49,26 @@ def build(endpoint: Endpoint) -> Any:
     from ray.serve.llm.ingress import make_fastapi_ingress
 
     from serving.ingress import Ingress
+    from serving.server import Server
 
     bounds = limits(endpoint)
     configs = {name: config(endpoint, name) for name in endpoint.models}
-    deployed = {n: build_llm_deployment(c, override_serve_options=_once()) for n, c in configs.items()}
+    how: dict[str, Any] = {
+        "deployment_cls": Server,
+        "name_prefix": PREFIX,
+        "override_serve_options": {"max_constructor_retry_count": tries},
+    }
+    deployed = {name: build_llm_deployment(one, **how) for name, one in configs.items()}
     ingress = make_fastapi_ingress(Ingress, app=_gated_fastapi(endpoint, bounds))
     deployment: Any = serve.deployment(
         ingress,
         num_replicas=1,
         max_ongoing_requests=2 * (bounds.seats + bounds.waiting) * len(configs) + 64,  # room to refuse at once
-        graceful_shutdown_timeout_s=2,
+        # Its successor takes the new requests meanwhile.
+        graceful_shutdown_timeout_s=endpoint.timeout_seconds,
+        graceful_shutdown_wait_loop_s=0.1,
         max_queued_requests=256,  # of those that come faster than they are refused; then 503
-        ray_actor_options={"num_cpus": 0.1},
+        ray_actor_options={"num_cpus": 0.1, "runtime_env": {"env_vars": UNCONFIGURED}},
         logging_config=LOGGING,
     )
     return deployment.bind(
@@ -77,14 +95,13 @@ def config(endpoint: Endpoint, name: str, gpu: bool | None = None) -> Any:
         engine_kwargs=asked,
         placement_group_config=engine.placement_group_config(gpu),
         # All cores to each engine: evaluation asks one model at a time.
-        runtime_env={"env_vars": engine.env_vars(gpu=gpu)},
+        runtime_env={"env_vars": engine.env_vars(gpu=gpu) | UNCONFIGURED},
         # Tokens are sent on after this long; the default of 50 ms spoils the time to the first token.
         experimental_configs={"stream_batching_interval_ms": 5},
         log_engine_metrics=False,
         callback_config={"callback_class": LocalModel, "callback_kwargs": {"urls": [path, *static.values()]}},
         deployment_config={
             **scaling.options(endpoint),
-            "graceful_shutdown_wait_loop_s": 0.1,
             "ray_actor_options": {"num_cpus": 0.1},
             "logging_config": LOGGING,
         },
@@ -93,7 +110,7 @@ def config(endpoint: Endpoint, name: str, gpu: bool | None = None) -> Any:
 
 def deployment_name(model: str) -> str:
     """What Ray calls the deployment of a model's engines."""
-    return f"LLMServer:{model.replace('/', '--').replace('.', '_')}"
+    return f"{PREFIX}{model.replace('/', '--').replace('.', '_')}"
 
 
 def limits(endpoint: Endpoint) -> Limits:
@@ -105,11 +122,6 @@ def limits(endpoint: Endpoint) -> Limits:
         output_tokens=endpoint.output_tokens,
         seconds=endpoint.timeout_seconds,
     )
-
-
-def _once() -> dict[str, Any]:
-    """A model that cannot start fails at once: three tries (the default) of half a minute each tell no more."""
-    return {"max_constructor_retry_count": 1}
 
 
 def _gated_fastapi(endpoint: Endpoint, bounds: Limits) -> Any:

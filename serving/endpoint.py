@@ -37,7 +37,7 @@ def endpoint(what: Endpoint, http: Http) -> Iterator[str]:
         with _own_logging():
             from serving import app
 
-            application = app.build(what)
+            application = app.application(what, tries=1)  # half a minute each, and a second one tells no more
         serve.start(proxy_location="HeadOnly", http_options=http.options(), logging_config=app.LOGGING)
         _run(application, list(what.models))
         open_to_all = what.keys is None and http.tls is None  # with keys no answer is to be had without one

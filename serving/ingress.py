@@ -5,11 +5,13 @@ import logging
 from collections.abc import AsyncGenerator
 from typing import Any
 
+from fastapi import Request, Response
 from jinja2 import TemplateError
-from ray.llm._internal.serve.core.configs.openai_api_models import OpenAIHTTPException
+from ray.llm._internal.serve.core.configs.openai_api_models import OpenAIHTTPException, TokenizeRequest
 from ray.llm._internal.serve.utils import server_utils
 from ray.serve.llm.ingress import OpenAiIngress
 
+from serving.calls import Ending, died
 from serving.counting import Counted, visit_of
 
 # What parsing, templates, tokenizers and grammars raise over what they are given. An engine's end is none of these.
@@ -20,8 +22,7 @@ LONGEST = 300  # characters of a fault that its sender is told
 
 
 class Ingress(OpenAiIngress):
-    """As Ray's, but there an engine works on for a stream that its reader has left, or whose deadline has passed, until
-    the answer is done: here the call is cancelled."""
+    """As Ray's, with other calls (serving.calls), tokens counted, and messages tokenized."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         server_utils.logger.addFilter(untold)
@@ -30,40 +31,14 @@ class Ingress(OpenAiIngress):
     def _get_configured_serve_handle(self, model_id: str) -> Any:
         return Ending(super()._get_configured_serve_handle(model_id))
 
+    async def tokenize(self, body: TokenizeRequest, request: Request) -> Response:
+        """As Ray's, but for messages too, not for a prompt only."""
+        return await super().tokenize(body, request)  # type: ignore[arg-type]  # the engine takes both
+
     async def _get_response(self, *, body: Any, call_method: str, raw_request: Any = None) -> AsyncGenerator[Any, None]:
         counted = Counted(body, visit_of(raw_request))
         async for part in super()._get_response(body=body, call_method=call_method, raw_request=raw_request):
             yield counted.part(part)
-
-
-class Ending:
-    """A deployment's handle whose calls are cancelled where they are not read to their end."""
-
-    def __init__(self, handle: Any) -> None:
-        self._handle = handle
-
-    def options(self, **given: Any) -> "Ending":
-        """As the handle's own."""
-        return Ending(self._handle.options(**given))
-
-    def __getattr__(self, name: str) -> Any:
-        return Call(getattr(self._handle, name))
-
-
-class Call:
-    """One method of the handle."""
-
-    def __init__(self, method: Any) -> None:
-        self._method = method
-
-    async def remote(self, *args: Any) -> AsyncGenerator[Any, None]:
-        """The parts of the answer."""
-        response = self._method.remote(*args)
-        try:
-            async for part in response:
-                yield part
-        finally:
-            response.cancel()
 
 
 class Faults:
@@ -80,7 +55,7 @@ class Faults:
             raise OpenAIHTTPException(400, said(error), "invalid_request_error") from None
         except Exception as error:
             kind = type(getattr(error, "cause", error)).__name__
-            if kind == DOWN:
+            if kind == DOWN or died(error):
                 raise OpenAIHTTPException(503, "this model's engine does not start", "overloaded") from None
             if kind != UNFOLLOWED:
                 raise

@@ -13,8 +13,9 @@ def options(bounds: Bounds) -> dict[str, Any]:
     for one to start. An engine that is to go gets no new requests, and the deadline for those it has (docs.ray.io,
     Serve, "Advanced Ray Serve Autoscaling")."""
     seats = bounds.max_num_seqs
+    drained = {"graceful_shutdown_timeout_s": bounds.timeout_seconds, "graceful_shutdown_wait_loop_s": 0.1}
     if bounds.max_replicas == 1 == bounds.min_replicas:
-        return {"num_replicas": 1, "max_ongoing_requests": 4 * seats, "graceful_shutdown_timeout_s": 2}
+        return {"num_replicas": 1, "max_ongoing_requests": 4 * seats} | drained
     return {
         "autoscaling_config": {
             "min_replicas": bounds.min_replicas,
@@ -29,5 +30,4 @@ def options(bounds: Bounds) -> dict[str, Any]:
         },
         # What an engine has no seat for waits before the engines, not in one: the next that comes up takes it.
         "max_ongoing_requests": seats + max(1, seats // 4),
-        "graceful_shutdown_timeout_s": bounds.timeout_seconds,
-    }
+    } | drained

@@ -1,6 +1,6 @@
 """A process that holds a lease, and for how long it may be silent."""
 
-TTL = 0.8  # seconds
+TTL = 1.6  # seconds; with less a holder that gets no CPU for a while on a busy machine is taken for dead
 HOLD = """
 import sys, time
 from cluster import lease

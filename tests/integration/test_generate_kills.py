@@ -15,7 +15,7 @@ from tests import drivers, generated
 from tests.drivers import ECHO, Driver, landed, until
 
 pytestmark = pytest.mark.timeout(1800)
-ROWS, KILLS = 3_000, 20
+ROWS, KILLS = 3_000, 8
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def address(cluster: Any) -> str:
 
 
 def test_kill_the_driver_at_many_instants(address: str, tmp_path: Path) -> None:
-    """Twenty kills in a row on one output: while it starts, while rows are answered, right when a part lands."""
+    """Eight kills in a row on one output: while it starts, while rows are answered, right when a part lands."""
     source, out = generated.write(tmp_path / "in.jsonl", generated.rows(ROWS)), tmp_path / "out"
     chosen, log, grown = random.Random(7), tmp_path / "log", []
     for kill in range(KILLS):

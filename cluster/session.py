@@ -43,6 +43,8 @@ def session(address: str, cpus: int | None) -> Iterator[None]:
         # Ray's workers run at nice 15 by default. Beside two busy programs on two cores an engine so started gets a
         # thirtieth of the time: it takes minutes to come up where it takes one as an equal.
         os.environ.setdefault("RAY_worker_niceness", "0")
+        # Serve's proxy, where it dies, is started again after three checks in a row that failed: 10 s apart by default.
+        os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "2")
         options |= {"num_cpus": cpus or max(8, os.cpu_count() or 1), "include_dashboard": False}
         options |= {"object_store_memory": OBJECT_STORE}
     # The stages tell what a user wants to know. Imported later, Ray Data sets its level anew, by the variable.

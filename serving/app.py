@@ -13,7 +13,7 @@ from serving.gate import Gate, Limits
 from serving.settings import Endpoint
 
 LOGGING = {"log_level": "WARNING", "enable_access_log": False}
-# vLLM configures logging when it is imported, which closes Serve's own handlers: a replica whose log file has no handler
+# vLLM configures logging when it is imported, which closes Serve's own handlers: a replica whose log file has none
 # cannot tell its name to a controller that comes back, and is given up.
 UNCONFIGURED = {"VLLM_CONFIGURE_LOGGING": "0"}
 PREFIX = "LLMServer:"  # of an engine's deployment
@@ -53,11 +53,8 @@ def application(endpoint: Endpoint, tries: int = 3) -> Any:
 
     bounds = limits(endpoint)
     configs = {name: config(endpoint, name) for name in endpoint.models}
-    how: dict[str, Any] = {
-        "deployment_cls": Server,
-        "name_prefix": PREFIX,
-        "override_serve_options": {"max_constructor_retry_count": tries},
-    }
+    how: dict[str, Any] = {"deployment_cls": Server, "name_prefix": PREFIX}
+    how["override_serve_options"] = {"max_constructor_retry_count": tries}
     deployed = {name: build_llm_deployment(one, **how) for name, one in configs.items()}
     ingress = make_fastapi_ingress(Ingress, app=_gated_fastapi(endpoint, bounds))
     deployment: Any = serve.deployment(

@@ -1,14 +1,16 @@
 """Calls of an engine's deployment: ended where nobody waits for them, made again where an engine dies before it said
 anything."""
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator
 from typing import Any
 
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
-AGAIN = 2  # times that a request is made again
-DEAD = "EngineDeadError"  # vLLM's, of an engine whose replica is about to end
+PAUSES = (0.5, 1.0, 2.0, 4.0)  # seconds before a request is made again: a dying replica is seen for a moment yet
+DEAD = "EngineDeadError"  # vLLM's, of an engine whose replica is about to end; and what it says into a stream:
+DYING = "EngineCore encountered an issue"
 CUT = {"message": "the engine died while it answered; try again", "type": "server_error", "param": None,
        "code": "engine_died"}  # fmt: skip
 
@@ -37,23 +39,32 @@ class Call:
     async def remote(self, *args: Any) -> AsyncGenerator[Any, None]:
         """The parts of the answer. Where the engine dies before the first, another engine is asked, or the same once it
         is back; later, a stream ends with an error, as vLLM's own does."""
-        left, begun = AGAIN, False
-        while True:
+        begun = False
+        for pause in (*PAUSES, None):
             response = self._method.remote(*args)
             try:
                 async for part in response:
+                    if dying(part):
+                        break
                     begun = True
                     yield part
-                return
-            except Exception as error:
-                if not died(error) or (left == 0 and not begun):
-                    raise
-                if begun:
-                    yield f"data: {json.dumps({'error': CUT})}\n\n"
+                else:
                     return
-                left -= 1
+            except Exception as error:
+                if not died(error) or (pause is None and not begun):
+                    raise
             finally:
                 response.cancel()
+            if begun or pause is None:
+                yield f"data: {json.dumps({'error': CUT})}\n\n"
+                return
+            await asyncio.sleep(pause)
+
+
+def dying(part: Any) -> bool:
+    """Whether a part of a stream says that its engine has died."""
+    texts = part if isinstance(part, list) else [part]
+    return any(isinstance(text, str) and text.startswith('data: {"error"') and DYING in text for text in texts)
 
 
 def died(error: BaseException) -> bool:

@@ -107,13 +107,16 @@ def _own_logging() -> Iterator[None]:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # read when vLLM is imported
     root = logging.getLogger()
     level, handlers = root.level, list(root.handlers)
+    quiet = [logging.getLogger(name) for name in QUIET]
     try:
+        for one in quiet:
+            one.setLevel(logging.ERROR)
         yield
     finally:
         root.setLevel(level)
         root.handlers[:] = handlers
-        for name in QUIET:
-            logging.getLogger(name).setLevel(logging.ERROR)
+        for one in quiet:
+            one.setLevel(logging.ERROR)
 
 
 def _run(application: Any, names: list[str]) -> None:

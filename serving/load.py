@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 CONNECTIONS = 4096  # open at once, at most
+PAUSE = 0.05  # seconds for which a client rests that got no answer
 WORDS = "the a of to and in is it you that he was for on are with as his they at be this from have or by one had not"
 
 
@@ -56,7 +57,8 @@ async def closed(base_url: str, shape: Shape, concurrency: int, seconds: float, 
 
         async def client() -> None:
             while test.now() < seconds:
-                await test.one()
+                if not await test.one():
+                    await asyncio.sleep(PAUSE)
 
         async with asyncio.TaskGroup() as group:
             for _ in range(concurrency):
@@ -101,8 +103,8 @@ class _Test:
         """Seconds since the test began."""
         return time.monotonic() - self.began
 
-    async def one(self) -> None:
-        """Ask once."""
+    async def one(self) -> int:
+        """Ask once; the status."""
         import aiohttp
 
         sent, first, status, error = self.now(), 0.0, 0, ""
@@ -113,10 +115,12 @@ class _Test:
                 if whole:
                     error = (await reply.text())[:300]
                 async for line in reply.content:
-                    if line.startswith(b"data: {"):
+                    if line.startswith(b'data: {"error"'):
+                        error = line[6:306].decode("utf8", "replace").strip()
+                    elif line.startswith(b"data: {"):
                         first = first or self.now() - sent
                         usage = json.loads(line[6:]).get("usage") or usage if b'"usage":{' in line else usage
-                    whole = whole or line.startswith(b"data: [DONE]")
+                    whole = whole or (line.startswith(b"data: [DONE]") and not error)
                 status = reply.status if whole else 0
                 error = error or ("" if whole else "the stream broke off")
         except (aiohttp.ClientError, TimeoutError, ValueError) as failed:
@@ -125,6 +129,7 @@ class _Test:
         self.outcomes.append(Outcome(sent, status, self.now() - sent, first, *tokens, error))
         if self.done:
             self.done(self.outcomes[-1])
+        return status
 
 
 def summary(outcomes: list[Outcome]) -> dict[str, Any]:

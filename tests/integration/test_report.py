@@ -3,11 +3,8 @@
 import html
 import json
 import math
-import os
 import random
 import re
-import shutil
-import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,6 +16,7 @@ from pipelines.report import write as report
 from pipelines.reporting import recovery
 from pipelines.reporting.findings import Inputs, content
 from pipelines.reporting.headline import headline
+from tests import browser
 
 IN_DOMAIN = ("story", "sort", "count")
 OUTSIDE = ("addition", "compare", "modulo", "reverse", "sequence")
@@ -149,25 +147,6 @@ def hostile() -> Inputs:
     )  # fmt: skip
 
 
-def browser() -> str:
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        if os.environ.get("REGROW_NO_BROWSER") == "1":
-            pytest.skip("REGROW_NO_BROWSER=1: the page is not looked at in a browser")
-        pytest.fail("no Chromium found: install it (apt-get install chromium) or set REGROW_NO_BROWSER=1 to do without")
-    return found
-
-
-def chromium(tmp_path: Path, page: Path, *flags: str) -> tuple[str, list[str]]:
-    """Open `page` in a fresh headless Chromium: what it prints, and the lines of its console."""
-    command = [browser(), "--headless", "--no-sandbox", "--enable-logging=stderr", "--no-first-run",
-               "--disable-gpu", "--disable-quic",
-               "--disable-background-networking", "--disable-component-update", "--disable-sync",
-               "--disable-dev-shm-usage", f"--user-data-dir={tmp_path / 'profile'}", *flags, page.as_uri()]  # fmt: skip
-    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=900)
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-
-
 def looked_at(tmp_path: Path, page: Path, widths: tuple[int, ...]) -> list[dict]:
     """What windows of these widths (px) hold with every fold open: the page runs unchanged in a frame
     each, and a script outside of it measures."""
@@ -189,7 +168,7 @@ def looked_at(tmp_path: Path, page: Path, widths: tuple[int, ...]) -> list[dict]
     frames = "".join(f'<iframe style="border:0;width:{w}px;height:900px" srcdoc="{source}"></iframe>' for w in widths)
     wrapper = tmp_path / "wrapper.html"
     wrapper.write_text(f'<!doctype html><meta charset="utf-8"><body>{frames}<script>{script}</script>', encoding="utf8")
-    printed, console = chromium(tmp_path, wrapper, "--dump-dom", "--window-size=1400,1000")
+    printed, console = browser.chromium(tmp_path, wrapper, "--dump-dom", "--window-size=1400,1000")
     assert console == []
     found = re.search(r"<body>(\[.*\])</body>", printed, re.DOTALL)
     assert found, printed[:2000]
@@ -300,7 +279,7 @@ def test_page_asks_nothing_of_the_network_and_is_small(inputs, tmp_path):
 
 def test_the_console_is_heard(tmp_path):
     (tmp_path / "page.html").write_text("<!doctype html><script>undefined.call()</script>")
-    _, console = chromium(tmp_path, tmp_path / "page.html", "--dump-dom")
+    _, console = browser.chromium(tmp_path, tmp_path / "page.html", "--dump-dom")
     assert len(console) == 1 and "TypeError" in console[0]
 
 

@@ -5,19 +5,20 @@ import json
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import strategies as st
 
 from pipelines import evaluate, lm_tasks
 from pipelines.recipe import Recipe
 from serving.listening import Http
 from serving.settings import Endpoint
-from tests import ports, tiny
+from tests import browser, drivers, ports, tiny
 
 MARK = "zebra 7731 quagga"  # stands in prompts, and must stand in no log
 TASKS = Path(lm_tasks.__file__).parent / "recipes" / "lm_tasks"
@@ -208,7 +209,7 @@ def test_balancers_learn_that_it_is_ready(url: str) -> None:
 
 def engines() -> float:
     """CPU seconds that the engines' processes have used."""
-    every = [one for one in psutil.process_iter(["name", "cmdline"]) if "VLLM::" in " ".join(one.info["cmdline"] or ())]
+    every = drivers.processes("VLLM::")
     assert every, "no engine is seen"
     return sum(sum(one.cpu_times()[:2]) for one in every)
 
@@ -336,10 +337,78 @@ def test_every_request_is_counted_and_logged(url: str, models: dict[str, Path]) 
     lines = [json.loads(line) for line in models["a"].with_name("log").read_text().splitlines()]
     for model in models:
         right = sum(line["model"] == model and line["status"] == 200 for line in lines)
-        assert right > 5 and f'regrow_requests_total{{model="{model}",status="200"}} {float(right)}' in figures
+        assert right and f'regrow_requests_total{{model="{model}",status="200"}} {float(right)}' in figures
     streamed = [line for line in lines if line["status"] == 200 and line["model"] and not line["whole"]]
     assert streamed and all(line["first_byte_seconds"] < line["seconds"] for line in streamed), "its reader left"
     assert MARK not in models["a"].with_name("log").read_text()
+
+
+def test_the_status_page_in_a_browser(url: str, tmp_path: Path) -> None:
+    """A card a model, and no word of the console: the page may do what it does."""
+    root = url.removesuffix("v1")
+    shown, console = browser.chromium(tmp_path, root, "--dump-dom", "--virtual-time-budget=9000")
+    assert console == [] and shown.count("<article") == 2, shown[-3000:]
+    for name in ("a", "b"):
+        card = shown.split(f'data-model="{name}"', 1)[1].split("</article>")[0]
+        assert "dot good" in card and "<dd>1 up</dd>" in card and "<dd>0 of 16 seats</dd>" in card
+        assert "<polyline points" in card and "output tokens/s</dt><dd>0.0</dd>" in card
+    with urllib.request.urlopen(root) as answer:
+        assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+
+
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = (
+    "prompt messages max_tokens max_completion_tokens min_tokens n best_of temperature top_p top_k min_p stop seed "
+    "stream stream_options logprobs top_logprobs echo suffix logit_bias presence_penalty frequency_penalty user "
+    "response_format structured_outputs tools tool_choice ignore_eos skip_special_tokens prompt_logprobs "
+    "chat_template_kwargs add_generation_prompt bad_words priority request_id return_token_ids allowed_token_ids "
+    "truncate_prompt_tokens documents reasoning_effort tokens text stop_token_ids detokenize length_penalty"
+).split()
+PATHS = ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize", "/v1/embeddings", "/v1/score",
+         "/v1/models", "/metrics", "/status", "/health", "/", "/v1/audio/transcriptions")  # fmt: skip
+TOLD = (200, 400, 404, 405, 408, 413, 415, 422, 429, 501)
+
+
+def fuzzed(url: str, examples: int) -> None:
+    """Requests whose fields hold anything: no answer is a 500, and the engines are well afterwards."""
+    import httpx
+    from hypothesis import HealthCheck, given, settings
+
+    counts = Counter[int]()
+    sound = st.fixed_dictionaries({"model": st.sampled_from(("a", "b")), "max_tokens": st.just(2)})
+    said = st.sampled_from(({"prompt": "1"}, {"messages": [{"role": "user", "content": "1"}]}, {"tokens": [65]}))
+    strange = st.dictionaries(st.sampled_from(FIELDS), ANY | st.integers(0, 3), max_size=3)
+    bodies = st.tuples(sound, said, strange).map(lambda parts: parts[0] | parts[1] | parts[2])
+    with httpx.Client(base_url=url.removesuffix("/v1"), timeout=60) as asking:
+
+        @settings(max_examples=examples, deadline=None, derandomize=True, database=None,
+                  suppress_health_check=list(HealthCheck))  # fmt: skip
+        @given(st.sampled_from(PATHS), st.sampled_from(("POST",) * 8 + ("GET", "PUT", "HEAD")), bodies | ANY)
+        def ask(path: str, method: str, body: Any) -> None:
+            content = json.dumps(body).encode()
+            answer = asking.request(method, path, content=content, headers={"Content-Type": "application/json"})
+            assert answer.status_code in TOLD, (answer.status_code, path, body, answer.text[:300])
+            assert "Traceback" not in answer.text and "site-packages" not in answer.text
+            counts[answer.status_code] += 1
+
+        ask()
+    print(f"{sum(counts.values())} requests: {dict(counts)}")
+    for name in ("a", "b"):
+        assert client(url).completions.create(**SAID | {"model": name}).usage.completion_tokens > 0
+
+
+def test_whatever_is_asked(url: str) -> None:
+    fuzzed(url, 300)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_whatever_is_asked_for_long(url: str) -> None:
+    fuzzed(url, 6000)
 
 
 def test_no_prompt_stands_in_a_log(url: str) -> None:

@@ -26,7 +26,7 @@ def home(tmp_path: Path) -> Path:
 def test_help_lists_what_works(regrow: Regrow) -> None:
     done = regrow("--help")
     assert done.returncode == 0
-    for command in ("run", "generate", "status", "report", "recipes", "serve", "clean", "doctor"):
+    for command in ("run", "generate", "status", "report", "recipes", "serve", "loadtest", "clean", "doctor"):
         assert command in done.stdout
     assert "Examples" in regrow("run", "--help").stdout
     assert "quickstart" in regrow("recipes").stdout and "gsm8k" in regrow("recipes").stdout
@@ -97,6 +97,10 @@ def test_unknown_names(regrow: Regrow) -> None:
         ("status", "nowhere"),
         ("report", "nowhere"),
         ("serve", "nowhere"),
+        ("serve", "small=nowhere"),
+        ("serve", "teacher", "--adapter", "sql"),
+        ("serve", "teacher", "--dtype", "int3"),
+        ("loadtest", "localhost:8000"),
         ("run", "a.toml"),
     ):
         done = regrow(*words)

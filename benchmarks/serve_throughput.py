@@ -85,11 +85,10 @@ def served(side: str, model: Path) -> Iterator[str]:
                    "--max-model-len", str(LENGTH), "--max-num-seqs", str(SEATS), "--dtype", "bfloat16",
                    "--port", str(PORT)]  # fmt: skip
     else:
-        words = [
-            [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)]) for name, value in kwargs.items()
-        ]
-        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--port", str(PORT),
-                   "--served-model-name", "peer", "--disable-uvicorn-access-log", *(word for each in words for word in each)]  # fmt: skip
+        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model),
+                   "--port", str(PORT), "--served-model-name", "peer", "--disable-uvicorn-access-log"]  # fmt: skip
+        for name, value in kwargs.items():
+            command += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
     environment = os.environ | engine.env_vars(gpu=False)
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
     url = f"http://127.0.0.1:{PORT}"

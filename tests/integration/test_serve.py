@@ -416,7 +416,7 @@ def test_no_prompt_stands_in_a_log(url: str) -> None:
     import ray
 
     reply = client(url).completions.create(model="a", prompt=f"{MARK} once more", max_tokens=1)
-    assert reply.choices[0].finish_reason == "length"
+    assert reply.choices[0].finish_reason in ("length", "stop")  # sampled: it may be the end
     home = Path(ray._private.worker._global_node.get_session_dir_path()) / "logs"
     logs = [path for path in home.rglob("*") if path.is_file()]
     assert any("replica" in path.name for path in logs)

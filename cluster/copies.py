@@ -31,6 +31,8 @@ def local(url: str, name: str = "") -> Path:
     if not found:
         raise FileNotFoundError(f"{url}: nothing is there")
     for file, size in found.items():
+        if file.startswith("/") or ".." in file.split("/"):  # a key may be called anything
+            raise ValueError(f"{url}: {file!r} would be written outside of the copy")
         target = here / file
         if not target.exists() or target.stat().st_size != size:
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -47,10 +47,6 @@ Seats = Annotated[int | None, Opt("--max-num-seqs", help="Requests that an engin
 Dtype = Annotated[str | None, Opt(help="Weights: auto, float32, bfloat16 or float16.")]
 Parallel = Annotated[int | None, Opt("--tensor-parallel", help="GPUs that an engine's weights are split over.")]
 Adapters = Annotated[list[str] | None, Opt("--adapter", help="LoRA adapter NAME=DIRECTORY[@MODEL]; repeat for more.")]
-Growing = Annotated[
-    list[str] | None,
-    Opt("--adapters-at", help="[MODEL=]s3://… folder of adapters, asked for as MODEL:DIRECTORY as they come."),
-]
 Cluster = Annotated[str | None, Opt("--address", help="Ray cluster to serve on; else a private one.")]
 Config = Annotated[
     Path | None, Opt("--write-config", help="Start nothing; write the Serve config file for `serve deploy` instead.")
@@ -62,7 +58,7 @@ def serve(
     without_keys: Keyless = False, tls_cert: Certificate = None, tls_key: PrivateKey = None,
     min_replicas: Least = None, max_replicas: Most = None, access_log: AccessLog = None, max_model_len: Length = None,
     max_num_seqs: Seats = None, dtype: Dtype = None, tensor_parallel: Parallel = None, adapter: Adapters = None,
-    adapters_at: Growing = None, address: Cluster = None, write_config: Config = None,
+    address: Cluster = None, write_config: Config = None,
 ) -> None:  # fmt: skip
     """Serve the models of a run, or any others, behind an OpenAI-compatible endpoint until Ctrl-C."""
     from cluster.session import session
@@ -72,7 +68,7 @@ def serve(
     given = {"min_replicas": min_replicas, "max_replicas": max_replicas, "max_model_len": max_model_len,
              "max_num_seqs": max_num_seqs, "dtype": dtype, "tensor_parallel": tensor_parallel,
              "keys": keys and str(keys.resolve()), "access_log": access_log and str(access_log.resolve())}  # fmt: skip
-    asked = _endpoint(recipe, what, only or [], (adapter or [], adapters_at or []), given)
+    asked = _endpoint(recipe, what, only or [], adapter or [], given)
     http = _http(recipe, host, port, _tls(tls_cert, tls_key))
     _check_files(keys, access_log)
     _check_open(http, keys, without_keys)
@@ -104,7 +100,7 @@ def _run(words: list[str]) -> "Recipe | None":
 
 
 def _endpoint(
-    recipe: "Recipe | None", words: list[str], only: list[str], more: tuple[list[str], list[str]], given: dict[str, Any]
+    recipe: "Recipe | None", words: list[str], only: list[str], adapters: list[str], given: dict[str, Any]
 ) -> "Endpoint":
     from pipelines import run as story
     from pipelines import served
@@ -116,8 +112,7 @@ def _endpoint(
     with _told():
         paths = story.servable(recipe, only) if recipe else {}
         made = served.of_run(recipe, paths, **given) if recipe else served.of_models(words, **given)
-        names = list(made.models)
-        added = {"adapters": served.adapters(more[0], names), "adapters_at": served.growing(more[1], names)}
+        added = {"adapters": served.adapters(adapters, list(made.models))}
         return type(made).model_validate(made.model_dump() | added)
 
 

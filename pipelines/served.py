@@ -6,6 +6,7 @@ from typing import Any
 from cluster import storage
 from pipelines import models
 from pipelines.recipe import Recipe
+from serving import engine
 from serving.settings import Adapter, Bounds, Endpoint
 
 LONGEST = 8192  # tokens, where nobody says how long prompt and answer may be: the room for them is taken at the start
@@ -64,11 +65,8 @@ def growing(words: list[str], served: list[str]) -> dict[str, str]:
 
 def _length(where: str) -> int:
     """The longest text a model can read, in tokens, as its config.json says."""
-    import json
-
     try:
-        config = json.loads(storage.read(storage.join(where, "config.json")))
+        config = engine.text_config(where)
     except FileNotFoundError:
         raise ValueError(f"{where}: no config.json there; give a Hugging Face checkpoint directory") from None
-    config = config.get("text_config", config)
     return int(config.get("max_position_embeddings") or LONGEST)

@@ -13,7 +13,7 @@ from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from serving.refusals import Message, Scope, Send
+from serving.refusals import Message, Scope, Send, respond
 
 VISIT = "regrow.visit"
 LEFT = 499  # the status of a request whose client left before an answer began, as nginx writes it
@@ -68,10 +68,9 @@ class Accounts:
         places = Gauge("regrow_places", "Samples at work or waiting", ("model",), **of)
         for model in models:
             places.labels(model).set_function(partial(taken, model))
-        self.models, self.began, self.log = models, time.time(), _logger(log) if log else None
-        for model in models:
             for kind in ("prompt", "completion"):
                 self.tokens.labels(model, kind)
+        self.models, self.began, self.log = models, time.time(), _logger(log) if log else None
 
     @contextmanager
     def visit(self, scope: Scope, send: Send) -> Iterator[Visit]:
@@ -84,10 +83,7 @@ class Accounts:
 
     async def answer(self, send: Send) -> None:
         """The figures in Prometheus' text format, as an ASGI response."""
-        body = generate_latest(self.registry)
-        headers = [(b"content-type", CONTENT_TYPE_LATEST.encode()), (b"content-length", str(len(body)).encode())]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        await respond(send, 200, generate_latest(self.registry), kind=CONTENT_TYPE_LATEST)
 
     def told(self) -> dict[str, dict[str, Any]]:
         """Of each model since the start: requests by status, and tokens by kind."""

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from serving.accounts import VISIT, Visit
+from serving.accounts import Visit
 
 USAGE = '"usage":{'
 NO_CHOICES = '"choices":[]'
@@ -13,9 +13,9 @@ class Counted:
     """One answer. vLLM states the usage of a stream in a last event of its own where `include_usage` asks for it; it is
     asked for always, and taken out again for a client that did not. Until then an event counts as a token."""
 
-    def __init__(self, body: Any, visit: Visit | None) -> None:
+    def __init__(self, body: Any, visit: Visit) -> None:
         self.visit, self.events, self.hidden = visit, 0, False
-        if visit is not None and getattr(body, "stream", False):
+        if getattr(body, "stream", False):
             self.hidden = not (body.stream_options and body.stream_options.include_usage)
             if self.hidden:
                 from vllm.entrypoints.generate.base.protocol import StreamOptions
@@ -25,8 +25,6 @@ class Counted:
 
     def part(self, part: Any) -> Any:
         """One part of the answer, counted, as the client shall have it."""
-        if self.visit is None:
-            return part
         if isinstance(part, list):
             return [self._event(event) if isinstance(event, str) else event for event in part]
         if isinstance(part, str):
@@ -40,17 +38,11 @@ class Counted:
             usage = json.loads(event.removeprefix("data: "))["usage"]
             self._stated(usage["prompt_tokens"], usage.get("completion_tokens") or 0)
             return "" if self.hidden else event
-        if self.visit and event.startswith("data: {"):
+        if event.startswith("data: {"):
             self.events += 1
             self.visit.count("completion", 1)
         return event
 
     def _stated(self, prompt: int, completion: int) -> None:
-        if self.visit:
-            self.visit.count("prompt", prompt)
-            self.visit.count("completion", max(0, completion - self.events))
-
-
-def visit_of(request: Any) -> Visit | None:
-    """The visit that the gate made of a request; None where there is no gate."""
-    return request.scope.get(VISIT) if request is not None else None
+        self.visit.count("prompt", prompt)
+        self.visit.count("completion", max(0, completion - self.events))

@@ -18,7 +18,7 @@ def has_gpu() -> bool:
     """Whether the Ray cluster of this session offers a GPU."""
     import ray
 
-    return ray.is_initialized() and ray.cluster_resources().get("GPU", 0) >= 1
+    return ray.is_initialized() and gpus.there() > 0
 
 
 def at_once(wanted: int, tensor_parallel: int = 1) -> int:
@@ -74,11 +74,18 @@ def engine_kwargs(
     return common | {"dtype": precise, "enforce_eager": True, "kv_cache_memory_bytes": space}
 
 
+def text_config(model: str) -> dict[str, Any]:
+    """What config.json in the directory or s3:// URL `model` says of the part that reads and writes text.
+
+    Raises FileNotFoundError, ValueError."""
+    config: dict[str, Any] = json.loads(storage.read(storage.join(model, "config.json")))
+    return config.get("text_config", config)
+
+
 def kv_cache_bytes(model: Path | str, max_model_len: int, max_num_seqs: int) -> int:
     """Room in bytes (fp32) for two sequences of full length, and for a quarter of the seats at full length;
     between 128 MiB and 4 GiB, but never less than two sequences need."""
-    config = json.loads(storage.read(storage.join(str(model), "config.json")))
-    config = config.get("text_config", config)
+    config = text_config(str(model))
     try:
         heads = config.get("num_key_value_heads") or config["num_attention_heads"]
         width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]

@@ -11,8 +11,9 @@ from ray.llm._internal.serve.core.configs.openai_api_models import OpenAIHTTPExc
 from ray.llm._internal.serve.utils import server_utils
 from ray.serve.llm.ingress import OpenAiIngress
 
+from serving.accounts import VISIT
 from serving.calls import Ending, died
-from serving.counting import Counted, visit_of
+from serving.counting import Counted
 
 # What parsing, templates, tokenizers and grammars raise over what they are given. An engine's end is none of these.
 FAULTS = (ValueError, TypeError, LookupError, OverflowError, AttributeError, RecursionError, TemplateError)
@@ -36,7 +37,7 @@ class Ingress(OpenAiIngress):
         return await super().tokenize(body, request)  # type: ignore[arg-type]  # the engine takes both
 
     async def _get_response(self, *, body: Any, call_method: str, raw_request: Any = None) -> AsyncGenerator[Any, None]:
-        counted = Counted(body, visit_of(raw_request))
+        counted = Counted(body, raw_request.scope[VISIT])  # the gate's, which every request has passed
         async for part in super()._get_response(body=body, call_method=call_method, raw_request=raw_request):
             yield counted.part(part)
 

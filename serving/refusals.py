@@ -26,10 +26,18 @@ class Refused(Exception):
         kind = TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         said = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
         body = json.dumps({"error": said}).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        headers = []
         if self.status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
         if self.retry_after is not None:
             headers.append((b"retry-after", str(max(1, round(self.retry_after + 0.5))).encode()))
-        await send({"type": "http.response.start", "status": self.status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        await respond(send, self.status, body, *headers)
+
+
+async def respond(
+    send: Send, status: int, body: bytes, *headers: tuple[bytes, bytes], kind: str = "application/json"
+) -> None:
+    """Send a whole ASGI response, its `body` of the content type `kind`."""
+    about = [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode()), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": about})
+    await send({"type": "http.response.body", "body": body})

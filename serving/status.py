@@ -11,7 +11,7 @@ from typing import Any
 
 from serving.accounts import Accounts
 from serving.deployments import State
-from serving.refusals import Send
+from serving.refusals import Send, respond
 
 PAGE = Path(__file__).with_name("status.html")
 
@@ -27,10 +27,7 @@ async def answer(
         for model, state in states.items()
     ]
     body = json.dumps({"now": time.time(), "since": accounts.began, "models": models}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    headers.append((b"cache-control", b"no-store"))
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await respond(send, 200, body, (b"cache-control", b"no-store"))
 
 
 async def page() -> Any:

@@ -26,23 +26,23 @@ class Busy(RuntimeError):
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[bool]:
+def held(folder: Path, wait: bool = False) -> Iterator[bool]:
     """Hold the lock of `folder`, which is made if it is missing, for the length of the block.
 
     Yields whether it is held: False on a file system that has no locks. Raises Busy where another
-    process has it, OSError where `folder` cannot be written."""
+    process has it and this one does not `wait`, OSError where `folder` cannot be written."""
     folder.mkdir(parents=True, exist_ok=True)
     # Closed on exec: Ray's processes may outlive a killed driver and must not hold its lock on.
     handle = os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        yield _lock(handle, folder)
+        yield _lock(handle, folder, wait)
     finally:
         os.close(handle)
 
 
-def _lock(handle: int, folder: Path) -> bool:
+def _lock(handle: int, folder: Path, wait: bool) -> bool:
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         raise Busy(f"{folder} is in use by {_holder(handle)}") from None
     except OSError as error:

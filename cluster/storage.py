@@ -138,14 +138,23 @@ def remove(url: str) -> None:
 
 def files(url: str) -> dict[str, int]:
     """Relative name → size in bytes of every file below `url`; temporary files left out."""
+    return {name: info["size"] for name, info in _below(url).items()}
+
+
+def versions(url: str) -> dict[str, str]:
+    """Relative name → what changes with the content, of every object below `url` on S3: its ETag and size."""
+    return {name: f"{info['ETag']} {info['size']}" for name, info in _below(url).items()}
+
+
+def _below(url: str) -> dict[str, dict[str, Any]]:
     fs, path = filesystem(url)
     fs.invalidate_cache()
     with contextlib.suppress(FileNotFoundError):
         found = fs.find(path, detail=True)
         root = path.rstrip("/") + "/"
         # s3fs names `path` itself, a directory, where the first file came between two of its questions.
-        names = {name.removeprefix(root): info["size"] for name, info in found.items() if _is_file(name, info)}
-        return {name: size for name, size in sorted(names.items()) if not name.rsplit("/", 1)[-1].startswith(".")}
+        names = {name.removeprefix(root): info for name, info in found.items() if _is_file(name, info)}
+        return {name: info for name, info in sorted(names.items()) if not name.rsplit("/", 1)[-1].startswith(".")}
     return {}
 
 

@@ -45,10 +45,12 @@ def loadtest(
     if rate is not None and not 0 < rate <= 10_000:
         raise BadInput(f"--rate {rate:g}: give requests a second, more than 0 and at most 10,000")
     try:
-        address.parsed(url)
+        address.public(url)
     except ValueError as error:
         raise BadInput(str(error)) from error
     key = os.environ.get("OPENAI_API_KEY", "")
+    if as_json and not as_json.parent.is_dir():
+        raise BadInput(f"--json {as_json}: there is no directory {as_json.parent}")
     shape = load.Shape(model or _first(url, key), words, max_tokens, ignore_eos)
     how = f"{rate:g} requests a second" if rate else f"{concurrency} clients"
     say(f"loadtest: {how} ask {shape.model} for {seconds:g} s, {words} words in, {max_tokens} tokens out at most")
@@ -89,13 +91,19 @@ def _first(url: str, key: str) -> str:
     import openai
 
     try:
-        return next(
-            iter(openai.OpenAI(base_url=url, api_key=key or "none", max_retries=1, timeout=20).models.list())
-        ).id
+        listed = openai.OpenAI(base_url=url, api_key=key or "none", max_retries=1, timeout=20).models.list()
+        first = next((model.id for model in listed), None)
     except openai.APIStatusError as error:
         raise RuntimeError(f"{url}/models: {error.message}") from error
-    except (openai.APIConnectionError, StopIteration) as error:
-        raise RuntimeError(f"{url}/models lists no model: {error or 'an empty list'}") from error
+    except openai.APIConnectionError as error:
+        raise RuntimeError(f"{url}/models: no connection ({error.__cause__ or error})") from error
+    except (AttributeError, TypeError, ValueError, openai.APIError) as error:  # what the client makes of other answers
+        raise RuntimeError(
+            f"{url}/models lists no models; is this the /v1 of an OpenAI-compatible endpoint?"
+        ) from error
+    if first is None:
+        raise RuntimeError(f"{url}/models lists no model")
+    return first
 
 
 def _show(figures: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ Opt = typer.Option
 EXAMPLES = (
     "Examples: `regrow serve runs/quickstart` · `regrow serve runs/quickstart --only teacher --only sdd` · "
     "`regrow serve models/llama small=models/llama-6-layers --max-model-len 4096` · "
-    "`regrow serve models/llama --adapter sql=adapters/sql` · "
+    "`regrow serve models/llama --adapter sql=adapters/sql --adapters-at s3://bucket/adapters` · "
     "`regrow serve runs/quickstart --min-replicas 0 --max-replicas 4` · "
     "`regrow serve runs/quickstart --host 0.0.0.0 --keys keys.txt --tls-cert cert.pem --tls-key key.pem` · "
     "`regrow serve runs/quickstart --access-log access.jsonl` · "
@@ -47,6 +47,13 @@ Seats = Annotated[int | None, Opt("--max-num-seqs", help="Requests that an engin
 Dtype = Annotated[str | None, Opt(help="Weights: auto, float32, bfloat16 or float16.")]
 Parallel = Annotated[int | None, Opt("--tensor-parallel", help="GPUs that an engine's weights are split over.")]
 Adapters = Annotated[list[str] | None, Opt("--adapter", help="LoRA adapter NAME=DIRECTORY[@MODEL]; repeat for more.")]
+AdaptersAt = Annotated[
+    list[str] | None,
+    Opt(
+        "--adapters-at", help="Folder of adapters on S3, [MODEL=]s3://…, asked for as MODEL:DIRECTORY; repeat for more."
+    ),
+]
+Rank = Annotated[int | None, Opt("--max-lora-rank", help="Largest rank of an adapter at --adapters-at; 64.")]
 Cluster = Annotated[str | None, Opt("--address", help="Ray cluster to serve on; else a private one.")]
 Config = Annotated[
     Path | None, Opt("--write-config", help="Start nothing; write the Serve config file for `serve deploy` instead.")
@@ -58,7 +65,7 @@ def serve(
     without_keys: Keyless = False, tls_cert: Certificate = None, tls_key: PrivateKey = None,
     min_replicas: Least = None, max_replicas: Most = None, access_log: AccessLog = None, max_model_len: Length = None,
     max_num_seqs: Seats = None, dtype: Dtype = None, tensor_parallel: Parallel = None, adapter: Adapters = None,
-    address: Cluster = None, write_config: Config = None,
+    adapters_at: AdaptersAt = None, max_lora_rank: Rank = None, address: Cluster = None, write_config: Config = None,
 ) -> None:  # fmt: skip
     """Serve the models of a run, or any others, behind an OpenAI-compatible endpoint until Ctrl-C."""
     from cluster.session import session
@@ -67,8 +74,9 @@ def serve(
     recipe = _run(what)
     given = {"min_replicas": min_replicas, "max_replicas": max_replicas, "max_model_len": max_model_len,
              "max_num_seqs": max_num_seqs, "dtype": dtype, "tensor_parallel": tensor_parallel,
+             "max_lora_rank": max_lora_rank,
              "keys": keys and str(keys.resolve()), "access_log": access_log and str(access_log.resolve())}  # fmt: skip
-    asked = _endpoint(recipe, what, only or [], adapter or [], given)
+    asked = _endpoint(recipe, what, only or [], adapter or [], adapters_at or [], given)
     http = _http(recipe, host, port, _tls(tls_cert, tls_key))
     _check_files(keys, access_log)
     _check_open(http, keys, without_keys)
@@ -100,11 +108,17 @@ def _run(words: list[str]) -> "Recipe | None":
 
 
 def _endpoint(
-    recipe: "Recipe | None", words: list[str], only: list[str], adapters: list[str], given: dict[str, Any]
+    recipe: "Recipe | None",
+    words: list[str],
+    only: list[str],
+    adapters: list[str],
+    adapters_at: list[str],
+    given: dict[str, Any],
 ) -> "Endpoint":
     from pipelines import run as story
     from pipelines import served
     from pipelines.recipe_file import BadInput
+    from serving.adapters import rank
 
     given = {name: value for name, value in given.items() if value is not None}
     if recipe is None and only:
@@ -112,7 +126,13 @@ def _endpoint(
     with _told():
         paths = story.servable(recipe, only) if recipe else {}
         made = served.of_run(recipe, paths, **given) if recipe else served.of_models(words, **given)
-        added = {"adapters": served.adapters(adapters, list(made.models))}
+        names = list(made.models)
+        added: dict[str, Any] = {
+            "adapters": served.adapters(adapters, names),
+            "adapters_at": served.growing(adapters_at, names),
+        }
+        for one in added["adapters"].values():
+            rank(one.path)
         return type(made).model_validate(made.model_dump() | added)
 
 

@@ -25,13 +25,20 @@ def of_models(words: list[str], **given: Any) -> Endpoint:
     hub, `tiny`, or an s3:// URL. Raises ValueError."""
     named: dict[str, str] = {}
     for word in words:
-        name, sign, where = word.partition("=")
-        name, where = (name, where) if sign else (word.rstrip("/").rpartition("/")[2].partition("@")[0], word)
+        name, where = _named(word)
         if name in named:
             raise ValueError(f"two models are called {name!r}; say NAME=DIRECTORY for one of them")
         named[name] = where if storage.on_s3(where) else str(models.resolve(where).resolve())
     given = {"max_model_len": min([LONGEST, *map(_length, named.values())])} | given
     return Endpoint.model_validate({"models": named, **given})
+
+
+def _named(word: str) -> tuple[str, str]:
+    """The name and place of `NAME=WHERE` or `WHERE`, which may have a `=` of its own (`s3://b/step=100`)."""
+    name, sign, where = word.partition("=")
+    if sign and "://" not in name and not Path(word).exists():
+        return name, where
+    return word.rstrip("/").rpartition("/")[2].partition("@")[0], word
 
 
 def adapters(words: list[str], served: list[str]) -> dict[str, Adapter]:
@@ -59,6 +66,8 @@ def growing(words: list[str], served: list[str]) -> dict[str, str]:
         model, sign, url = word.partition("=") if not storage.on_s3(word) else (served[0], "=", word)
         if not sign or not storage.on_s3(url) or (len(served) > 1 and url == word):
             raise ValueError(f"--adapters-at {word!r}: say MODEL=s3://bucket/folder, MODEL one of {', '.join(served)}")
+        if model in found:
+            raise ValueError(f"--adapters-at: model {model!r} has two folders; put their adapters into one")
         found[model] = url.rstrip("/")
     return found
 
@@ -69,4 +78,5 @@ def _length(where: str) -> int:
         config = engine.text_config(where)
     except FileNotFoundError:
         raise ValueError(f"{where}: no config.json there; give a Hugging Face checkpoint directory") from None
-    return int(config.get("max_position_embeddings") or LONGEST)
+    stated = config.get("max_position_embeddings")
+    return stated if isinstance(stated, int) and stated > 0 else LONGEST

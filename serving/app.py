@@ -6,9 +6,9 @@ from typing import Any
 
 from ray.llm._internal.common.callbacks.base import CallbackBase
 
-from cluster import copies
+from cluster import copies, storage
 from serving import adapters, engine, scaling, status
-from serving.deployments import Deployments
+from serving.deployments import PREFIX, Deployments, deployment_name
 from serving.gate import Gate, Limits
 from serving.settings import Endpoint
 
@@ -16,7 +16,6 @@ LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 # vLLM configures logging when it is imported, which closes Serve's own handlers: a replica whose log file has none
 # cannot tell its name to a controller that comes back, and is given up.
 UNCONFIGURED = {"VLLM_CONFIGURE_LOGGING": "0"}
-PREFIX = "LLMServer:"  # of an engine's deployment
 
 
 class LocalModel(CallbackBase):
@@ -26,8 +25,8 @@ class LocalModel(CallbackBase):
     async def on_before_node_init(self) -> None:
         """Called by Ray's engine before it would download the model."""
         self.ctx.run_init_node = False
-        for url in self.kwargs["urls"]:
-            await asyncio.to_thread(copies.local, url)
+        for url, place in self.kwargs["copies"].items():
+            await asyncio.to_thread(copies.copy, url, Path(place))
 
 
 def build(endpoint: Endpoint) -> Any:
@@ -85,29 +84,29 @@ def config(endpoint: Endpoint, name: str, gpu: bool | None = None) -> Any:
     if endpoint.output_tokens < endpoint.max_model_len:  # vLLM's bound for requests that state none
         asked["override_generation_config"] = {"max_new_tokens": endpoint.output_tokens}
     static = {n: one.path for n, one in endpoint.adapters.items() if one.model == name}
+    folder = endpoint.adapters_at.get(name)
+    asked |= adapters.engine_kwargs(static.values(), endpoint.max_lora_rank if folder else 0)
     if static:
-        asked |= adapters.engine_kwargs(static.values()) | {"lora_modules": adapters.modules(static)}
+        asked["lora_modules"] = adapters.modules(static)
+    copied = {url: str(copies.place(url)) for url in (path, *static.values()) if not storage.is_local(url)}
+    loaded = {"dynamic_lora_loading_path": folder, "max_num_adapters_per_replica": adapters.LOADED}
     return LLMConfig(
         model_loading_config={"model_id": name, "model_source": str(copies.place(path).resolve())},
         engine_kwargs=asked,
+        lora_config=loaded if folder else None,
         placement_group_config=engine.placement_group_config(gpu),
         # All cores to each engine: evaluation asks one model at a time.
         runtime_env={"env_vars": engine.env_vars(gpu=gpu) | UNCONFIGURED},
         # Tokens are sent on after this long; the default of 50 ms spoils the time to the first token.
         experimental_configs={"stream_batching_interval_ms": 5},
         log_engine_metrics=False,
-        callback_config={"callback_class": LocalModel, "callback_kwargs": {"urls": [path, *static.values()]}},
+        callback_config={"callback_class": LocalModel, "callback_kwargs": {"copies": copied}},
         deployment_config={
             **scaling.options(endpoint),
             "ray_actor_options": {"num_cpus": 0.1},
             "logging_config": LOGGING,
         },
     )
-
-
-def deployment_name(model: str) -> str:
-    """What Ray calls the deployment of a model's engines."""
-    return f"{PREFIX}{model.replace('/', '--').replace('.', '_')}"
 
 
 def limits(endpoint: Endpoint) -> Limits:

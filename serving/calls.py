@@ -3,15 +3,18 @@ anything."""
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator
 from typing import Any
 
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 PAUSES = (0.5, 1.0, 2.0, 4.0)  # seconds before a request is made again: a dying replica is seen for a moment yet
+AT_WORK = 1.0  # seconds after which an engine that dies may have died of the request; of two such it is not made again
 DEAD = "EngineDeadError"  # vLLM's, of an engine whose replica is about to end; and what it says into a stream:
 DYING = "EngineCore encountered an issue"
-CUT = {"message": "the engine died while it answered; try again", "type": "server_error", "param": None,
+CUT_OFF = "the engine died while it answered; try again"
+CUT = {"message": CUT_OFF, "type": "server_error", "param": None,
        "code": "engine_died"}  # fmt: skip
 
 
@@ -39,32 +42,42 @@ class Call:
     async def remote(self, *args: Any) -> AsyncGenerator[Any, None]:
         """The parts of the answer. Where the engine dies before the first, another engine is asked, or the same once it
         is back; later, a stream ends with an error, as vLLM's own does."""
-        begun = False
+        begun, deaths = False, 0
         for pause in (*PAUSES, None):
-            response = self._method.remote(*args)
+            response, asked = self._method.remote(*args), time.monotonic()
+            last: Exception | None = None
             try:
                 async for part in response:
-                    if dying(part):
+                    good, ended = living(part)
+                    if good:
+                        begun = True
+                        yield good
+                    if ended:
                         break
-                    begun = True
-                    yield part
                 else:
                     return
             except Exception as error:
-                if not died(error) or (pause is None and not begun):
+                if not died(error):
                     raise
+                last = error
             finally:
                 response.cancel()
-            if begun or pause is None:
+            deaths += time.monotonic() - asked >= AT_WORK
+            if begun or pause is None or deaths > 1:
+                if last and not begun:
+                    raise last
                 yield f"data: {json.dumps({'error': CUT})}\n\n"
                 return
             await asyncio.sleep(pause)
 
 
-def dying(part: Any) -> bool:
-    """Whether a part of a stream says that its engine has died."""
+def living(part: Any) -> tuple[Any, bool]:
+    """What a part of a stream holds before it says that its engine has died, and whether it says so."""
     texts = part if isinstance(part, list) else [part]
-    return any(isinstance(text, str) and text.startswith('data: {"error"') and DYING in text for text in texts)
+    for at, text in enumerate(texts):
+        if isinstance(text, str) and text.startswith('data: {"error"') and DYING in text:
+            return texts[:at], True
+    return part, False
 
 
 def died(error: BaseException) -> bool:

@@ -7,6 +7,8 @@ from serving.accounts import Visit
 
 USAGE = '"usage":{'
 NO_CHOICES = '"choices":[]'
+ROLE = '"role":'  # of the event that only says who speaks: within text its quotes are escaped
+ERROR = 'data: {"error"'
 
 
 class Counted:
@@ -20,8 +22,7 @@ class Counted:
             if self.hidden:
                 from vllm.entrypoints.generate.base.protocol import StreamOptions
 
-                told = body.stream_options.model_dump() if body.stream_options else {}
-                body.stream_options = StreamOptions(**(told | {"include_usage": True}))
+                body.stream_options = StreamOptions(include_usage=True)
 
     def part(self, part: Any) -> Any:
         """One part of the answer, counted, as the client shall have it."""
@@ -38,7 +39,7 @@ class Counted:
             usage = json.loads(event.removeprefix("data: "))["usage"]
             self._stated(usage["prompt_tokens"], usage.get("completion_tokens") or 0)
             return "" if self.hidden else event
-        if event.startswith("data: {"):
+        if event.startswith("data: {") and ROLE not in event and not event.startswith(ERROR):
             self.events += 1
             self.visit.count("completion", 1)
         return event

@@ -1,11 +1,19 @@
 """What Serve's controller says of an endpoint's engines, asked at most once a second, however often it is wanted."""
 
 import asyncio
+import contextlib
 import time
 from typing import Any, NamedTuple
 
+PREFIX = "LLMServer:"  # of an engine's deployment
 FAILED = ("UNHEALTHY", "DEPLOY_FAILED")
 FRESH = 1.0  # seconds for which an answer stands
+PATIENCE = 3.0  # seconds; a controller that is away, or comes back, answers later: what was known stands until then
+
+
+def deployment_name(model: str) -> str:
+    """What Ray calls the deployment of a model's engines."""
+    return f"{PREFIX}{model.replace('/', '--').replace('.', '_')}"
 
 
 class State(NamedTuple):
@@ -24,22 +32,30 @@ class Deployments:
     def __init__(self, names: dict[str, str], resting: bool = False) -> None:
         self.names, self.resting = names, resting
         self._until, self._states = 0.0, dict[str, State]()
-        self._asking = asyncio.Lock()
+        self._asking: asyncio.Task[None] | None = None
 
     async def states(self) -> dict[str, State]:
-        """By model."""
-        async with self._asking:
-            if time.monotonic() > self._until:
-                self._states = await asyncio.to_thread(self._asked)
-                self._until = time.monotonic() + FRESH
+        """By model; none until the controller has answered once."""
+        if self._asking is None and time.monotonic() > self._until:
+            self._asking = asyncio.create_task(self._ask())
+        if self._asking:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(self._asking), PATIENCE)
         return self._states
+
+    async def _ask(self) -> None:
+        """One question at a time: it has no end while the controller is away."""
+        try:
+            self._states = await asyncio.to_thread(self._asked)
+        finally:
+            self._until, self._asking = time.monotonic() + FRESH, None
 
     async def health(self) -> Any:
         """For load balancers and Kubernetes: 200 where every model has an engine, or needs none; else 503."""
         from fastapi.responses import JSONResponse
 
         states = await self.states()
-        ready = all(one.running or (self.resting and not one.failed) for one in states.values())
+        ready = bool(states) and all(one.running or (self.resting and not one.failed) for one in states.values())
         return JSONResponse({"status": "ready" if ready else "not ready"}, 200 if ready else 503)
 
     def _asked(self) -> dict[str, State]:

@@ -77,9 +77,16 @@ def engine_kwargs(
 def text_config(model: str) -> dict[str, Any]:
     """What config.json in the directory or s3:// URL `model` says of the part that reads and writes text.
 
-    Raises FileNotFoundError, ValueError."""
-    config: dict[str, Any] = json.loads(storage.read(storage.join(model, "config.json")))
-    return config.get("text_config", config)
+    Raises FileNotFoundError, ValueError where it is no JSON object."""
+    file = storage.join(model, "config.json")
+    try:
+        config = json.loads(storage.read(file))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} holds no JSON object; give a Hugging Face checkpoint directory")
+    found: dict[str, Any] = config.get("text_config") or config
+    return found
 
 
 def kv_cache_bytes(model: Path | str, max_model_len: int, max_num_seqs: int) -> int:
@@ -90,7 +97,7 @@ def kv_cache_bytes(model: Path | str, max_model_len: int, max_num_seqs: int) -> 
         heads = config.get("num_key_value_heads") or config["num_attention_heads"]
         width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
         sequence = 2 * 4 * config["num_hidden_layers"] * heads * width * max_model_len
-    except KeyError:  # an architecture with other names
+    except (KeyError, TypeError, ZeroDivisionError):  # an architecture with other names, or other values
         return GIB
     return max(2 * sequence, min(max(sequence * max_num_seqs // 4, 128 << 20), 4 * GIB))
 

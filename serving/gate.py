@@ -97,7 +97,10 @@ class Gate:
             raise Refused(429, "too many large requests at once; try again", "queue_full", retry_after=1)
         self.held += size
         try:
-            visit.model, visit.places = self._admitted(bodies.parsed(body), scope["path"], key)
+            asked = bodies.parsed(body)
+            visit.model = self._meant(asked, key)
+            visit.places = self._admitted(asked, visit.model, scope["path"], key)
+            del asked
             replay = bodies.again(body, receive)
             del body  # a request that waits holds it once
             await self._through(scope, replay, visit)
@@ -126,13 +129,8 @@ class Gate:
             raise Refused(401, "this API key is not known here", "invalid_api_key")
         return key
 
-    def _admitted(self, asked: dict[str, Any], path: str, key: keys.Key | None) -> tuple[str, int]:
-        """The model whose queue the request enters, and how many places it takes there, once nothing speaks against
-        it. Raises Refused."""
-        model = asked.get("model")
-        if model is None and len(self.models) > 1:
-            raise Refused(400, f"which model? one of {', '.join(self.models)}", "missing_model", "model")
-        model = self._engine(next(iter(self.models)) if model is None else model, key)
+    def _admitted(self, asked: dict[str, Any], model: str, path: str, key: keys.Key | None) -> int:
+        """How many places in its model's queue the request takes, once nothing speaks against it. Raises Refused."""
         samples, tokens = bodies.sizes(asked, path, self.limits.output_tokens, self.limits.samples)
         room = self.limits.seats + self.limits.waiting
         if samples > room:
@@ -141,10 +139,15 @@ class Gate:
             raise Refused(429, f"the queue of model {model} is full; try again", "queue_full", retry_after=1)
         if key and tokens:
             self.rates.take(key, "tokens", samples * tokens, time.monotonic())
-        return model, samples
+        return samples
 
-    def _engine(self, name: Any, key: keys.Key | None) -> str:
-        """The model whose engine answers to `name`. Raises Refused where it is not for this key."""
+    def _meant(self, asked: dict[str, Any], key: keys.Key | None) -> str:
+        """The model whose engine answers a request. Raises Refused where there is none for this key."""
+        name = asked.get("model")
+        if name is None:
+            if len(self.models) > 1:
+                raise Refused(400, f"which model? one of {', '.join(self.models)}", "missing_model", "model")
+            name = next(iter(self.models))
         known = name if isinstance(name, str) else ""
         base, colon, _ = known.partition(":")
         model = base if colon and base in self.growing else self.models.get(known)

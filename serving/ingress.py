@@ -1,18 +1,26 @@
 """Ray's OpenAI ingress, which counts tokens, ends calls that nobody waits for, and tells a request's faults from its
 own."""
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from typing import Any
 
 from fastapi import Request, Response
 from jinja2 import TemplateError
-from ray.llm._internal.serve.core.configs.openai_api_models import OpenAIHTTPException, TokenizeRequest
+from ray.llm._internal.serve.core.configs.openai_api_models import (
+    ModelCard,
+    ModelList,
+    OpenAIHTTPException,
+    TokenizeRequest,
+)
+from ray.llm._internal.serve.core.ingress.utils import _sanitize_chat_completion_request
 from ray.llm._internal.serve.utils import server_utils
 from ray.serve.llm.ingress import OpenAiIngress
 
+from serving import adapters
 from serving.accounts import VISIT
-from serving.calls import Ending, died
+from serving.calls import CUT_OFF, Ending, died
 from serving.counting import Counted
 
 # What parsing, templates, tokenizers and grammars raise over what they are given. An engine's end is none of these.
@@ -23,7 +31,8 @@ LONGEST = 300  # characters of a fault that its sender is told
 
 
 class Ingress(OpenAiIngress):
-    """As Ray's, with other calls (serving.calls), tokens counted, and messages tokenized."""
+    """As Ray's, with other calls (serving.calls), tokens counted, messages tokenized. Adapters from S3 (`model:name`)
+    are known to be there before a handle is made for them, which stays."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         server_utils.logger.addFilter(untold)
@@ -32,8 +41,36 @@ class Ingress(OpenAiIngress):
     def _get_configured_serve_handle(self, model_id: str) -> Any:
         return Ending(super()._get_configured_serve_handle(model_id))
 
+    async def _get_model_id(self, model: str | None) -> str:
+        found: str = await super()._get_model_id(model)
+        if await self.model(found) is None:
+            said = f"no model {found[:LONGEST]!r}; GET /v1/models lists all models"
+            raise OpenAIHTTPException(404, said, "invalid_request_error")
+        return found
+
+    async def model(self, model_id: str) -> ModelCard | None:
+        """What `GET /v1/models/MODEL` says; None of what is not there."""
+        base, colon, name = model_id.partition(":")
+        url = self._lora_paths.get(base)
+        if not (colon and url):
+            return self._model_cards.get(model_id)
+        known = model_id in self._configured_serve_handles
+        return self._card(base, name) if known or await asyncio.to_thread(adapters.is_there, url, name) else None
+
+    async def models(self) -> ModelList:
+        """What `GET /v1/models` says."""
+        cards = list(self._model_cards.values())
+        for base, url in self._lora_paths.items():
+            cards += [self._card(base, name) for name in await asyncio.to_thread(adapters.there, url)]
+        return ModelList(data=cards)
+
+    def _card(self, base: str, name: str) -> ModelCard:
+        return self._model_cards[base].model_copy(update={"id": f"{base}:{name}"})
+
     async def tokenize(self, body: TokenizeRequest, request: Request) -> Response:
         """As Ray's, but for messages too, not for a prompt only."""
+        if hasattr(body, "messages"):
+            body = _sanitize_chat_completion_request(body)  # type: ignore  # it looks at the messages only
         return await super().tokenize(body, request)  # type: ignore[arg-type]  # the engine takes both
 
     async def _get_response(self, *, body: Any, call_method: str, raw_request: Any = None) -> AsyncGenerator[Any, None]:
@@ -55,9 +92,14 @@ class Faults:
         except FAULTS as error:
             raise OpenAIHTTPException(400, said(error), "invalid_request_error") from None
         except Exception as error:
-            kind = type(getattr(error, "cause", error)).__name__
-            if kind == DOWN or died(error):
+            cause = getattr(error, "cause", error)
+            kind = type(cause).__name__
+            if died(error):
+                raise OpenAIHTTPException(503, CUT_OFF, "server_error") from None
+            if kind == DOWN:
                 raise OpenAIHTTPException(503, "this model's engine does not start", "overloaded") from None
+            if isinstance(cause, OSError):
+                raise OpenAIHTTPException(503, "the storage of adapters does not answer", "server_error") from None
             if kind != UNFOLLOWED:
                 raise
             message = (

@@ -7,14 +7,19 @@ from typing import Any
 
 from ray.llm._internal.serve.core.server.llm_server import LLMServer
 
+from serving.adapters import Loader
+
 WATCHED_SECONDS = 0.2
 DIED = 70  # exit status: EX_SOFTWARE (sysexits.h)
 
 
 class Server(LLMServer):
-    """As Ray's, but a replica whose engine has died ends at once: Ray would let it fail at every request until the
-    third health check in a row, half a minute. And `/tokenize` and `/detokenize` find vLLM's tokenizer: since 0.32 its
-    state has no name with openai_ before it."""
+    """As Ray's, but it loads adapters with `serving.adapters`, and a replica whose engine has died ends at once: Ray
+    would let it fail at every request until the third health check in a row, half a minute. And `/tokenize` and
+    `/detokenize` find vLLM's tokenizer: since 0.32 its state has no name with openai_ before it."""
+
+    def _init_multiplex_loader(self, model_downloader_cls: Any = None) -> None:
+        super()._init_multiplex_loader(Loader)  # type: ignore[arg-type]  # of which Ray calls the one method
 
     async def start(self) -> None:
         """Start the engine."""

@@ -1,10 +1,13 @@
 """What an endpoint is told: models, adapters, bounds. The arguments of the Serve application and its config file."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from serving.deployments import deployment_name
+
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Rank = Literal[8, 16, 32, 64, 128, 256, 320, 512]  # that vLLM's kernels know
 
 
 class Bounds(BaseModel):
@@ -43,11 +46,13 @@ class Adapter(BaseModel):
 class Endpoint(Bounds):
     """One endpoint. `models`: the names clients ask for → checkpoint directories, as they are found on every node that
     may have an engine (a path, or an s3:// URL that each node copies). `adapters`: names → LoRA adapters.
-    `adapters_at`: model → s3:// folder, each directory of which is an adapter, asked for as `model:directory`."""
+    `adapters_at`: model → s3:// folder, each directory of which is an adapter, loaded when somebody asks for
+    `model:directory`."""
 
     models: dict[str, str] = Field(min_length=1)
     adapters: dict[str, Adapter] = {}
-    adapters_at: dict[str, str] = {}
+    adapters_at: dict[str, Annotated[str, Field(pattern="^s3://.+")]] = {}
+    max_lora_rank: Rank = Field(64, description="Largest rank of an adapter at adapters_at")
     max_model_len: int = Field(ge=1, description="Longest prompt plus answer in tokens")
     dtype: Dtype = "auto"
     tensor_parallel: int = Field(1, ge=1)
@@ -57,8 +62,12 @@ class Endpoint(Bounds):
     @model_validator(mode="after")
     def _names(self) -> "Endpoint":
         for name in (*self.models, *self.adapters):
-            if not name or ":" in name or name.strip() != name:
-                raise ValueError(f"model name {name!r}: a name has no colon, and no space at its ends")
+            if not name or {":", "#"} & set(name) or name.strip() != name:
+                raise ValueError(f"model name {name!r}: a name has no colon, no #, and no space at its ends")
+        called = {deployment_name(name): name for name in self.models}
+        if alike := [name for name in self.models if called[deployment_name(name)] != name]:
+            twin = called[deployment_name(alike[0])]
+            raise ValueError(f"models {alike[0]!r} and {twin!r} would have one name for Ray; rename one")
         if both := self.models.keys() & self.adapters.keys():
             raise ValueError(f"{', '.join(sorted(both))} is the name of a model and of an adapter; rename one")
         for name, model in [(n, a.model) for n, a in self.adapters.items()] + [(m, m) for m in self.adapters_at]:

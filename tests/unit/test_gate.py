@@ -357,7 +357,7 @@ def test_what_came_is_told_in_figures_and_in_a_log(keys: Path, tmp_path: Path) -
         "['200', 'a']": 1,
         "['', '401']": 2,
         "['', '404']": 1,
-        "['', '429']": 1,
+        "['429', 'a']": 1,
         "['', '200']": 1,
         "['499', 'a']": 1,
     }
@@ -368,7 +368,7 @@ def test_what_came_is_told_in_figures_and_in_a_log(keys: Path, tmp_path: Path) -
     told = [(line["key"], line["path"], line["model"], line["places"], line["status"], line["whole"]) for line in lines]
     assert told == [
         ("", "/v1/models", "", 0, 401, True), ("ann", "/v1/completions", "a", 2, 200, True),
-        ("bob", "/v1/completions", "", 0, 404, True), ("ann", "/v1/completions", "", 0, 429, True),
+        ("bob", "/v1/completions", "", 0, 404, True), ("ann", "/v1/completions", "a", 0, 429, True),
         ("", "/metrics", "", 0, 401, True), ("ann", "/metrics", "", 0, 200, True),
         ("ann", "/v1/completions", "a", 2, 499, False), ("ann", "/metrics", "", 0, 200, True),
     ]  # fmt: skip

@@ -1,10 +1,15 @@
 """The load test, against an endpoint that misbehaves."""
 
 import asyncio
+import functools
+import threading
 from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
+from pipelines import cli_loadtest
 from serving import load
 from serving.load import Outcome, Shape
 from tests.endpoints import Server, serving
@@ -68,3 +73,27 @@ def test_streams_that_end_and_that_do_not(server: Server, stream: bytes, status:
     assert len(outcomes) > 3 and {one.status for one in outcomes} == {status}
     assert {one.completion_tokens for one in outcomes} == {tokens} and all(error in one.error for one in outcomes)
     assert all(0 < one.first <= one.seconds for one in outcomes)
+
+
+@pytest.mark.parametrize(
+    "content", ["<html>hello</html>", "[]", "3", '{"data": null}', '{"data": []}', '{"data": [3]}']
+)
+def test_what_lists_no_models(content: str, tmp_path: Path) -> None:
+    """A page, JSON of another kind, an empty list: a sentence with the address in it."""
+    (tmp_path / "v1").mkdir()
+    (tmp_path / "v1" / "models").write_text(content)
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(RuntimeError, match=rf"127.0.0.1:{server.server_port}/v1/models lists no model"):
+            cli_loadtest._first(f"http://127.0.0.1:{server.server_port}/v1", "")
+        server.shutdown()
+
+
+def test_the_first_model_is_asked(server: Server) -> None:
+    assert cli_loadtest._first(server.url, "") == "m"
+    server.always, server.said = 401, "no such key"
+    with pytest.raises(RuntimeError, match="no such key"):
+        cli_loadtest._first(server.url, "x")
+    with pytest.raises(RuntimeError, match="no connection"):
+        cli_loadtest._first("http://127.0.0.1:9/v1", "")

@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from pipelines import served
-from serving import adapters, config_file
+from serving import adapters, config_file, engine
 from serving.listening import Http
 from serving.settings import Endpoint
 
@@ -60,6 +60,32 @@ def test_adapters(tmp_path: Path) -> None:
     for words in (["s3://x/y"], ["b=/x"]):
         with pytest.raises(ValueError, match=r"say MODEL=s3://bucket/folder, MODEL one of a, b"):
             served.growing(words, ["a", "b"])
+    with pytest.raises(ValueError, match="model 'b' has two folders"):
+        served.growing(["b=s3://x/y", "b=s3://x/z"], ["a", "b"])
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "not JSON"])
+def test_a_config_that_is_none(home: Path, content: str) -> None:
+    (home / "llama" / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"llama/config\.json"):
+        served.of_models([str(home / "llama")])
+
+
+@pytest.mark.parametrize("stated", [None, "many", 0])
+def test_a_config_that_does_not_say_how_long(home: Path, stated: Any) -> None:
+    config = {"text_config": None, "max_position_embeddings": stated, "num_attention_heads": 0, "hidden_size": "x"}
+    (home / "llama" / "config.json").write_text(json.dumps(config))
+    assert served.of_models([str(home / "llama")]).max_model_len == served.LONGEST
+    assert engine.kv_cache_bytes(home / "llama", 100, 4) == engine.GIB
+
+
+def test_a_sign_in_an_address_names_nothing(home: Path) -> None:
+    (home / "step=100").mkdir()
+    for file in (home / "llama").iterdir():
+        (home / "step=100" / file.name).write_text(file.read_text())
+    assert list(served.of_models([str(home / "step=100")]).models) == ["step=100"]
+    assert served._named("s3://b/step=100/m") == ("m", "s3://b/step=100/m")
+    assert served._named("m=s3://b/step=100") == ("m", "s3://b/step=100")
 
 
 @pytest.mark.parametrize(("stated", "known"), [(4, 8), (8, 8), (17, 32), (256, 256)])
@@ -67,6 +93,9 @@ def test_ranks_are_rounded_up_to_what_vllm_knows(stated: int, known: int, tmp_pa
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": stated}))
     assert adapters.engine_kwargs([str(tmp_path)] * 9) == {"enable_lora": True, "max_lora_rank": known, "max_loras": 4}
     assert adapters.engine_kwargs([]) == {}
+    loaded = adapters.engine_kwargs([str(tmp_path)], 16)
+    assert loaded == {"enable_lora": True, "max_lora_rank": max(16, known), "max_loras": 4}
+    assert adapters.engine_kwargs([], 16)["max_lora_rank"] == 16
 
 
 def test_what_is_no_adapter(tmp_path: Path) -> None:
@@ -81,6 +110,10 @@ def test_what_is_no_adapter(tmp_path: Path) -> None:
         ({"adapters": {"a": {"model": "a", "path": "x"}}}, "a is the name of a model and of an adapter"),
         ({"adapters": {"x": {"model": "b", "path": "x"}}}, "adapter 'x' is for model 'b'; served are: a"),
         ({"adapters_at": {"b": "s3://x"}}, "for model 'b'"),
+        ({"adapters_at": {"a": "/x"}}, "pattern"),
+        ({"max_lora_rank": 7}, "Input should be 8"),
+        ({"models": {"a#b": "x"}}, "no colon, no #"),
+        ({"models": {"a.b": "x", "a_b": "y"}}, "models 'a.b' and 'a_b' would have one name for Ray"),
         ({"min_replicas": 3}, "min_replicas = 3 is more than max_replicas = 1"),
         ({"quue": 3}, "Extra inputs"),
     ],

@@ -18,7 +18,20 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # that others need, nor Ray's workers stand back behind whatever torch does in another file's process.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("RAY_worker_niceness", "0")
+# Nor may a cluster kill its own actors for the memory that the others have.
+os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
 logging.getLogger("werkzeug").setLevel(logging.WARNING)  # moto's every request would bury why a test failed
+
+
+SERVING = ("test_serve_deployed", "test_serve", "test_scaling")  # engines of several models for minutes, at 1.5 GB each
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests run in one process, and those of `SERVING` one after the other, from the start on."""
+    for item in items:
+        stem = item.path.stem
+        item.add_marker(pytest.mark.xdist_group("serving" if stem in SERVING else str(item.path.relative_to(ROOT))))
+    items.sort(key=lambda item: item.path.stem not in SERVING)
 
 
 @pytest.fixture(scope="session")

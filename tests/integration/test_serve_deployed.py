@@ -1,6 +1,8 @@
 """The endpoint as a Serve config file deploys it, with keys and a LoRA adapter: redeployed and killed under load."""
 
 import json
+import secrets
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
+from cluster import copies, storage
 from tests import browser, drivers, ports, tiny
 
 pytestmark = pytest.mark.timeout(1800)
@@ -27,13 +30,15 @@ class Deployed:
 
     def __init__(self, home: Path, dashboard: int) -> None:
         self.home, self.dashboard, self.port = home, dashboard, ports.free()
+        self.s3 = f"s3://regrow/{secrets.token_hex(8)}"  # a name of its own: copies of it are this test's
         self.config, self.url = home / "serve.yaml", f"http://127.0.0.1:{self.port}/v1"
         self._bin = Path(sys.executable).parent
 
     def written(self) -> None:
         """The config file, as the command line writes it."""
-        words = ["serve", "model", "--adapter", "loud=adapter", "--keys", "keys.txt", "--access-log", "log.jsonl",
-                 "--max-num-seqs", "4", "--port", str(self.port), "--write-config", str(self.config)]  # fmt: skip
+        words = ["serve", f"model={self.s3}/model", "--adapter", "loud=adapter", "--adapters-at", f"{self.s3}/adapters",
+                 "--keys", "keys.txt", "--access-log", "log.jsonl", "--max-num-seqs", "4",
+                 "--port", str(self.port), "--write-config", str(self.config)]  # fmt: skip
         subprocess.run([self._bin / "regrow", *words], cwd=self.home, check=True)
 
     def deploy(self, **args: Any) -> None:
@@ -107,20 +112,17 @@ class Asking:
 
 
 @pytest.fixture(scope="module")
-def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
-    import torch
-    from peft import LoraConfig, get_peft_model
+def deployed(bucket: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
+    """The model, and adapters besides the one that the engine knows, are on S3."""
     from ray.cluster_utils import Cluster
-    from transformers import AutoModelForCausalLM
 
     home = tmp_path_factory.mktemp("deployed")
     tiny.model_dir(home / "model", initializer_range=0.2)
-    torch.manual_seed(0)
-    base = AutoModelForCausalLM.from_pretrained(home / "model")
-    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    get_peft_model(base, config).save_pretrained(home / "adapter")
+    adapter(home, "adapter", 4)
     (home / "keys.txt").write_text(KEY + "\n")
     made = Deployed(home, ports.free())
+    for folder in ("model", adapter(home, "adapters/deep", 8), adapter(home, "adapters/huge", 128)):
+        put(home / folder, storage.join(made.s3, folder))
     head: dict[str, Any] = {"num_cpus": 4, "object_store_memory": 256 << 20, "dashboard_agent_listen_port": 0,
                             "include_dashboard": True, "dashboard_port": made.dashboard}  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
@@ -133,6 +135,26 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
         yield made
     finally:
         cluster.shutdown()
+        for folder in ("model", "adapters/deep", "adapters/huge"):
+            shutil.rmtree(copies.place(storage.join(made.s3, folder)), ignore_errors=True)
+
+
+def adapter(home: Path, name: str, rank: int) -> str:
+    """A LoRA adapter of the model that changes what it says, in the directory `name`, as peft saves it."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(rank)
+    base = AutoModelForCausalLM.from_pretrained(home / "model")
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    get_peft_model(base, config).save_pretrained(home / name)
+    return name
+
+
+def put(folder: Path, url: str) -> None:
+    for file in folder.iterdir():
+        storage.replace(storage.join(url, file.name), file.read_bytes())
 
 
 def text(model: Any, folder: Path) -> str:
@@ -150,16 +172,37 @@ def test_an_adapter_answers_by_its_name(deployed: Deployed) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(deployed.home / "model", dtype="float32").eval()
-    wanted = {"model": text(model, deployed.home / "model")}
-    wanted["loud"] = text(PeftModel.from_pretrained(model, deployed.home / "adapter").eval(), deployed.home / "model")
+    home, wanted = deployed.home, dict[str, str]()
+    for name, folder in (("model", ""), ("loud", "adapter"), ("model:deep", "adapters/deep")):
+        model = AutoModelForCausalLM.from_pretrained(home / "model", dtype="float32").eval()
+        wanted[name] = text(PeftModel.from_pretrained(model, home / folder).eval() if folder else model, home / "model")
     asked: dict[str, Any] = {"prompt": QUESTION, "max_tokens": 12, "temperature": 0}
     client = deployed.client()
     said = {name: client.completions.create(model=name, **asked).choices[0].text for name in wanted}
     assert {name: one.rstrip("\ufffd") for name, one in said.items()} == {
         name: one.rstrip("\ufffd") for name, one in wanted.items()
     }
-    assert said["model"] != said["loud"] and {one.id for one in client.models.list()} == set(wanted)
+    assert len(set(said.values())) == 3
+    assert {one.id for one in client.models.list()} == {*wanted, "model:huge"}
+    assert client.models.retrieve("model:deep").id == "model:deep"
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "said"),
+    [
+        ("model:huge", 400, "the adapter huge has the rank 128; this endpoint takes up to 64"),
+        ("model:none", 404, "no model 'model:none'"),
+        ("model:../model", 404, "no model 'model:../model'"),
+        ("model:", 404, "no model 'model:'"),
+        ("loud:deep", 404, "no model 'loud:deep'"),
+    ],
+)
+def test_an_adapter_that_cannot_answer(deployed: Deployed, name: str, status: int, said: str) -> None:
+    import openai
+
+    with pytest.raises(openai.APIStatusError) as refused:
+        deployed.client().completions.create(model=name, prompt=QUESTION)
+    assert refused.value.status_code == status and said in refused.value.message
 
 
 def test_texts_are_tokenized(deployed: Deployed) -> None:
@@ -172,6 +215,8 @@ def test_texts_are_tokenized(deployed: Deployed) -> None:
     messages = [{"role": "user", "content": QUESTION}]
     ids = words.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
     assert deployed.asked("/tokenize", {"model": "model", "messages": messages})["tokens"] == ids
+    parts = [{"role": "user", "content": [{"type": "text", "text": QUESTION}]}]
+    assert deployed.asked("/tokenize", {"model": "model:deep", "messages": parts})["tokens"] == ids
 
 
 def test_tokens_are_counted(deployed: Deployed) -> None:

@@ -108,7 +108,8 @@ def test_fewer_gpus_than_workers_are_waited_for(pruned: Path, data: str, tmp_pat
     out, log = tmp_path / "out", tmp_path / "log"
     with drivers.cluster(cpus=2) as cluster:
         cluster.add_node(num_cpus=2, num_gpus=1, object_store_memory=128 << 20)
-        driver = trainings.driver(cluster.address, recipe(2), STUDENT, pruned, data, out, log)
+        asked = recipe(2, address=cluster.address)
+        driver = trainings.driver(cluster.address, asked, STUDENT, pruned, data, out, log)
         when(lambda: "the cluster has 1 GPUs, cluster.workers = 2 needs as many" in " ".join(log.read_text().split()))
         driver.kill()
         driver.wait()

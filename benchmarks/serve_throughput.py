@@ -75,8 +75,8 @@ def figures(outcomes: list[load.Outcome]) -> Run:
 
 
 @contextlib.contextmanager
-def served(side: str, model: Path) -> Iterator[str]:
-    """The server of one side, once it answers, at its address; ended at the end."""
+def served(side: str, model: Path, *more: str) -> Iterator[str]:
+    """The server of one side with `more` options, once it answers, at its address; ended at the end."""
     kwargs = engine.engine_kwargs(LENGTH, SEATS, "bfloat16", model, gpu=False)
     if side == "ours":
         keys = model.with_name("keys.txt")
@@ -89,6 +89,7 @@ def served(side: str, model: Path) -> Iterator[str]:
                    "--port", str(PORT), "--served-model-name", "peer", "--disable-uvicorn-access-log"]  # fmt: skip
         for name, value in kwargs.items():
             command += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    command += more
     environment = os.environ | engine.env_vars(gpu=False)
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
     url = f"http://127.0.0.1:{PORT}"

@@ -44,6 +44,9 @@ AccessLog = Annotated[
 Keyless = Annotated[bool, Opt("--without-keys", help="Let anybody in who reaches --host.")]
 Length = Annotated[int | None, Opt("--max-model-len", help="Longest prompt plus answer in tokens.")]
 Seats = Annotated[int | None, Opt("--max-num-seqs", help="Requests that an engine works on at once.")]
+Queue = Annotated[int | None, Opt(help="Requests that may wait for each model; more get 429 and when to try again.")]
+Answer = Annotated[int | None, Opt("--max-output-tokens", help="Longest answer that a request may ask for.")]
+Timeout = Annotated[float | None, Opt("--timeout-seconds", help="Deadline of a request.")]
 Dtype = Annotated[str | None, Opt(help="Weights: auto, float32, bfloat16 or float16.")]
 Parallel = Annotated[int | None, Opt("--tensor-parallel", help="GPUs that an engine's weights are split over.")]
 Adapters = Annotated[list[str] | None, Opt("--adapter", help="LoRA adapter NAME=DIRECTORY[@MODEL]; repeat for more.")]
@@ -64,7 +67,8 @@ def serve(
     what: Words, only: Only = None, host: Host = None, port: Port = None, keys: Keys = None,
     without_keys: Keyless = False, tls_cert: Certificate = None, tls_key: PrivateKey = None,
     min_replicas: Least = None, max_replicas: Most = None, access_log: AccessLog = None, max_model_len: Length = None,
-    max_num_seqs: Seats = None, dtype: Dtype = None, tensor_parallel: Parallel = None, adapter: Adapters = None,
+    max_num_seqs: Seats = None, queue: Queue = None, max_output_tokens: Answer = None, timeout_seconds: Timeout = None,
+    dtype: Dtype = None, tensor_parallel: Parallel = None, adapter: Adapters = None,
     adapters_at: AdaptersAt = None, max_lora_rank: Rank = None, address: Cluster = None, write_config: Config = None,
 ) -> None:  # fmt: skip
     """Serve the models of a run, or any others, behind an OpenAI-compatible endpoint until Ctrl-C."""
@@ -73,7 +77,8 @@ def serve(
 
     recipe = _run(what)
     given = {"min_replicas": min_replicas, "max_replicas": max_replicas, "max_model_len": max_model_len,
-             "max_num_seqs": max_num_seqs, "dtype": dtype, "tensor_parallel": tensor_parallel,
+             "max_num_seqs": max_num_seqs, "queue": queue, "max_output_tokens": max_output_tokens,
+             "timeout_seconds": timeout_seconds, "dtype": dtype, "tensor_parallel": tensor_parallel,
              "max_lora_rank": max_lora_rank,
              "keys": keys and str(keys.resolve()), "access_log": access_log and str(access_log.resolve())}  # fmt: skip
     asked = _endpoint(recipe, what, only or [], adapter or [], adapters_at or [], given)

@@ -23,7 +23,8 @@ os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
 logging.getLogger("werkzeug").setLevel(logging.WARNING)  # moto's every request would bury why a test failed
 
 
-SERVING = ("test_serve_deployed", "test_serve", "test_scaling")  # engines of several models for minutes, at 1.5 GB each
+# Engines for minutes, at 1.5 GB each
+SERVING = ("test_serve_deployed", "test_serve_node", "test_serve", "test_scaling")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

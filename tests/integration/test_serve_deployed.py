@@ -1,11 +1,12 @@
 """The endpoint as a Serve config file deploys it, with keys and a LoRA adapter: redeployed and killed under load."""
 
 import json
+import resource
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -19,6 +20,7 @@ import yaml
 
 from cluster import copies, storage
 from tests import browser, drivers, ports, tiny
+from tests.asking import Asking
 
 pytestmark = pytest.mark.timeout(1800)
 KEY = "sk-0123456789abcdef"
@@ -67,48 +69,6 @@ class Deployed:
             return self.asked("/health") == {"status": "ready"}
         except OSError:
             return False
-
-
-class Asking:
-    """Clients that ask without a pause, every other one for a stream, until the block ends. `answered`: how often each
-    was; `failed`: what went wrong, streams apart."""
-
-    def __init__(self, deployed: Deployed, clients: int = 4) -> None:
-        self.deployed, self.over = deployed, threading.Event()
-        self.answered, self.failed = Counter[int](), {True: list[str](), False: list[str]()}
-        self.threads = [threading.Thread(target=self._client, args=(i,), daemon=True) for i in range(clients)]
-
-    def __enter__(self) -> "Asking":
-        for thread in self.threads:
-            thread.start()
-        self.more(2)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.over.set()
-        for thread in self.threads:
-            thread.join(300)
-
-    def more(self, answers: int, seconds: float = 300) -> float:
-        """Wait until every client has so many answers more; how long it took."""
-        before, began = Counter(self.answered), time.monotonic()
-        while any(self.answered[i] < before[i] + answers for i in range(len(self.threads))):
-            assert time.monotonic() - began < seconds, f"{self.answered}, {self.failed}"
-            time.sleep(0.1)
-        return time.monotonic() - began
-
-    def _client(self, number: int) -> None:
-        client, stream = self.deployed.client(), number % 2 == 0
-        asked: dict[str, Any] = {"model": "model", "prompt": "1 2 3", "max_tokens": 60, "stream": stream}
-        while not self.over.is_set():
-            try:
-                reply = client.completions.create(**asked, extra_body={"ignore_eos": True})
-                if stream:
-                    assert sum(1 for _ in reply) > 1
-                self.answered[number] += 1
-            except Exception as error:  # noqa: BLE001 whatever a user's program would see
-                self.failed[stream].append(f"{type(error).__name__}: {error}")
-                time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
@@ -247,8 +207,60 @@ def test_the_status_page_asks_for_a_key(deployed: Deployed, tmp_path: Path) -> N
     assert "needs an API key" in shown and "<form>" in shown and "<article" not in shown
 
 
+LONG: dict[str, Any] = {"model": "model", "prompt": "1 2 3", "n": 16, "max_tokens": 300, "ignore_eos": True}
+
+
+def test_a_client_that_leaves_is_seen_in_the_figures(deployed: Deployed) -> None:
+    """Its places are free at once, and no more tokens are written for it."""
+    asked = {name: value for name, value in LONG.items() if name != "ignore_eos"}
+    stream = deployed.client().completions.create(**asked, stream=True, extra_body={"ignore_eos": True})
+    next(iter(stream))
+    assert _status(deployed)["taken"] == 16
+    stream.close()
+    drivers.until(lambda: _status(deployed)["taken"] == 0, timeout=20)
+    written = _status(deployed)["tokens"]["completion"]
+    time.sleep(2)
+    assert _status(deployed)["tokens"]["completion"] == written
+    assert deployed.client().completions.create(model="model", prompt="1", max_tokens=2).choices
+
+
+def test_a_client_that_does_not_read_holds_up_nobody(deployed: Deployed) -> None:
+    body = json.dumps(LONG | {"stream": True}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.connect(("127.0.0.1", deployed.port))
+        slow.sendall(head.encode() + body)
+        with Asking(deployed.client) as asking:
+            asking.more(3)
+        assert asking.failed == {True: [], False: []}, asking.failed
+    drivers.until(lambda: _status(deployed)["taken"] == 0, timeout=60)
+
+
+@pytest.mark.soak
+def test_ten_thousand_idle_connections(deployed: Deployed) -> None:
+    """Half of them have said half of a request. Everybody else is answered."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    proxy = next(one for one in drivers.processes("ray::ProxyActor"))
+    before, there = proxy.memory_info().rss, list[socket.socket]()
+    for number in range(10_000):
+        there.append(socket.create_connection(("127.0.0.1", deployed.port), 30))
+        if number % 2:
+            there[-1].sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+    try:
+        with Asking(deployed.client) as asking:
+            waited = asking.more(3)
+        assert asking.failed == {True: [], False: []} and deployed.ready()
+    finally:
+        for one in there:
+            one.close()
+    print(f"answered after {waited:.1f} s; the proxy grew by {(proxy.memory_info().rss - before) >> 20} MiB")
+
+
 def test_a_redeploy_loses_no_request(deployed: Deployed) -> None:
-    with Asking(deployed) as asking:
+    with Asking(deployed.client) as asking:
         deployed.deploy(max_num_seqs=5)
         drivers.until(lambda: _seats(deployed) == 5, timeout=300)
         waited = asking.more(3)
@@ -256,9 +268,15 @@ def test_a_redeploy_loses_no_request(deployed: Deployed) -> None:
     print(f"redeployed: answers {waited:.0f} s after the new gate came")
 
 
+def _status(deployed: Deployed) -> dict[str, Any]:
+    """The figures of the one model."""
+    (told,) = deployed.asked("/status")["models"]
+    return told
+
+
 def _seats(deployed: Deployed) -> int:
     try:
-        return int(deployed.asked("/status")["models"][0]["seats"])
+        return int(_status(deployed)["seats"])
     except OSError:
         return 0
 
@@ -277,7 +295,7 @@ KILLS = {
 @pytest.mark.parametrize("title", KILLS)
 def test_killed_under_load(deployed: Deployed, title: str) -> None:
     streams, others, seconds = KILLS[title]
-    with Asking(deployed) as asking:
+    with Asking(deployed.client) as asking:
         (victim,) = [one for one in drivers.processes(title) if one.cmdline()[0].startswith(title)]
         victim.kill()
         waited = asking.more(3, seconds)

@@ -97,8 +97,6 @@ def config(endpoint: Endpoint, name: str, gpu: bool | None = None) -> Any:
         placement_group_config=engine.placement_group_config(gpu),
         # All cores to each engine: evaluation asks one model at a time.
         runtime_env={"env_vars": engine.env_vars(gpu=gpu) | UNCONFIGURED},
-        # Tokens are sent on after this long; the default of 50 ms spoils the time to the first token.
-        experimental_configs={"stream_batching_interval_ms": 5},
         log_engine_metrics=False,
         callback_config={"callback_class": LocalModel, "callback_kwargs": {"copies": copied}},
         deployment_config={

@@ -1,9 +1,10 @@
-"""Ray's server of one engine, which ends with its engine, and finds what this vLLM calls by another name."""
+"""Ray's server of one engine: it ends with its engine, and sends tokens on as they come."""
 
 import asyncio
 import logging
 import os
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any, TypeVar
 
 from ray.llm._internal.serve.core.server.llm_server import LLMServer
 
@@ -11,6 +12,10 @@ from serving.adapters import Loader
 
 WATCHED_SECONDS = 0.2
 DIED = 70  # exit status: EX_SOFTWARE (sysexits.h)
+PAUSE_SECONDS = (
+    0.02  # between two messages of a stream: what an engine writes meanwhile goes in one, which Ray charges by
+)
+T = TypeVar("T")
 
 
 class Server(LLMServer):
@@ -28,9 +33,42 @@ class Server(LLMServer):
         engine._oai_serving_tokenization = engine._app_state.serving_tokenization
         self._watch = asyncio.create_task(self._end_with(engine._engine_client))
 
+    def _batch_output_stream(self, generator: AsyncGenerator[T, None]) -> AsyncGenerator[list[T], None]:
+        return together(generator, PAUSE_SECONDS)
+
     async def _end_with(self, client: Any) -> None:
         while not client.errored:
             await asyncio.sleep(WATCHED_SECONDS)
         logging.getLogger("ray.serve").error("the engine of %s died; this replica ends", self._llm_config.model_id)
         logging.shutdown()
         os._exit(DIED)
+
+
+async def together(parts: AsyncIterator[T], pause: float) -> AsyncGenerator[list[T], None]:
+    """`parts` as they come, the first at once, those that come within `pause` seconds of a list together in the next.
+
+    Ray's own looks after each `pause` whether there are any, for a stream of 20 tokens a second nearly always for
+    nothing."""
+    queue: asyncio.Queue[T | None] = asyncio.Queue()
+
+    async def read() -> None:
+        try:
+            async for part in parts:
+                queue.put_nowait(part)
+        finally:
+            queue.put_nowait(None)
+
+    reading = asyncio.create_task(read())
+    try:
+        while True:
+            found = [await queue.get()]
+            while not queue.empty():
+                found.append(queue.get_nowait())
+            if some := [part for part in found if part is not None]:
+                yield some
+            if found[-1] is None:
+                await reading
+                return
+            await asyncio.sleep(pause)
+    finally:
+        reading.cancel()

@@ -7,8 +7,10 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from tests.faulty_s3 import FaultyBucket, served
 
@@ -23,15 +25,23 @@ os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
 logging.getLogger("werkzeug").setLevel(logging.WARNING)  # moto's every request would bury why a test failed
 
 
-# Engines for minutes, at 1.5 GB each
+# Engines for minutes, at 1.5 GB each: one of these files after the other, from the start on.
 SERVING = ("test_serve_deployed", "test_serve_node", "test_serve", "test_scaling")
 
 
+class Files(LoadFileScheduling):
+    """A file's tests run in one process, and those of `SERVING` all in the same."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        return "serving" if Path(file).stem in SERVING else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Files:
+    return Files(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests run in one process, and those of `SERVING` one after the other, from the start on."""
-    for item in items:
-        stem = item.path.stem
-        item.add_marker(pytest.mark.xdist_group("serving" if stem in SERVING else str(item.path.relative_to(ROOT))))
     items.sort(key=lambda item: item.path.stem not in SERVING)
 
 

@@ -11,6 +11,7 @@ from ray.exceptions import ActorDiedError
 
 from serving import calls
 from serving.counting import Counted
+from serving.server import together
 
 DEATH = 'data: {"error":{"message":"EngineCore encountered an issue. See stack trace"}}\n\n'
 
@@ -93,3 +94,50 @@ def test_tokens_of_a_stream_are_its_texts() -> None:
     assert counted.part(DEATH) == DEATH and told["completion"] == 2
     usage = 'data: {"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":3}}\n\n'
     assert counted.part([usage]) == [""] and told == {"prompt": 7, "completion": 3}
+
+
+async def _said(*parts: Any) -> AsyncIterator[Any]:
+    for part in parts:
+        if isinstance(part, float):
+            await asyncio.sleep(part)
+        elif isinstance(part, Exception):
+            raise part
+        else:
+            yield part
+
+
+def test_parts_of_a_stream_go_together_while_one_is_under_way() -> None:
+    async def lists(*parts: Any) -> list[list[str]]:
+        return [some async for some in together(_said(*parts), 0.1)]
+
+    assert asyncio.run(lists("a", 0.02, "b", 0.02, "c", 0.3, "d")) == [["a"], ["b", "c"], ["d"]]
+    assert asyncio.run(lists()) == []
+
+    async def broken() -> list[list[str]]:
+        found = []
+        with pytest.raises(ValueError, match="no"):
+            async for some in together(_said("a", 0.02, "b", ValueError("no")), 0.1):
+                found.append(some)
+        return found
+
+    assert asyncio.run(broken()) == [["a"], ["b"]]
+
+
+def test_a_stream_that_nobody_reads_on_is_ended() -> None:
+    ended = asyncio.Event()
+
+    async def endless() -> AsyncIterator[int]:
+        try:
+            while True:
+                yield 1
+                await asyncio.sleep(0.01)
+        finally:
+            ended.set()
+
+    async def leave() -> None:
+        stream = together(endless(), 0.01)
+        assert await anext(stream) == [1]
+        await stream.aclose()
+        await asyncio.wait_for(ended.wait(), 5)
+
+    asyncio.run(leave())

@@ -52,7 +52,6 @@ def copy(url: str, here: Path) -> None:
                 _fetch(storage.join(url, file), here / file)
                 had[file] = version
                 storage.replace(str(here / COPIED), json.dumps(had).encode())
-        storage.replace(str(here / COPIED), json.dumps(had).encode())
 
 
 def _private(folder: Path) -> None:

@@ -13,6 +13,7 @@ PAUSES = (0.5, 1.0, 2.0, 4.0)  # seconds before a request is made again: a dying
 AT_WORK = 1.0  # seconds after which an engine that dies may have died of the request; of two such it is not made again
 DEAD = "EngineDeadError"  # vLLM's, of an engine whose replica is about to end; and what it says into a stream:
 DYING = "EngineCore encountered an issue"
+ERROR = 'data: {"error"'  # how an event of a stream begins that is one
 CUT_OFF = "the engine died while it answered; try again"
 CUT = {"message": CUT_OFF, "type": "server_error", "param": None,
        "code": "engine_died"}  # fmt: skip
@@ -75,12 +76,16 @@ def living(part: Any) -> tuple[Any, bool]:
     """What a part of a stream holds before it says that its engine has died, and whether it says so."""
     texts = part if isinstance(part, list) else [part]
     for at, text in enumerate(texts):
-        if isinstance(text, str) and text.startswith('data: {"error"') and DYING in text:
+        if isinstance(text, str) and text.startswith(ERROR) and DYING in text:
             return texts[:at], True
     return part, False
 
 
+def cause(error: BaseException) -> BaseException:
+    """What went wrong in the process that was called, of an error that Ray wraps; else the error itself."""
+    return getattr(error, "cause", None) or error
+
+
 def died(error: BaseException) -> bool:
     """Whether an engine, or the replica around it, is gone."""
-    kind = type(getattr(error, "cause", None) or error).__name__
-    return isinstance(error, ActorDiedError | ActorUnavailableError) or kind == DEAD
+    return isinstance(error, ActorDiedError | ActorUnavailableError) or type(cause(error)).__name__ == DEAD

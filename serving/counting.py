@@ -4,11 +4,11 @@ import json
 from typing import Any
 
 from serving.accounts import Visit
+from serving.calls import ERROR
 
 USAGE = '"usage":{'
 NO_CHOICES = '"choices":[]'
 ROLE = '"role":'  # of the event that only says who speaks: within text its quotes are escaped
-ERROR = 'data: {"error"'
 
 
 class Counted:

@@ -20,7 +20,7 @@ from ray.serve.llm.ingress import OpenAiIngress
 
 from serving import adapters
 from serving.accounts import VISIT
-from serving.calls import CUT_OFF, Ending, died
+from serving.calls import CUT_OFF, Ending, cause, died
 from serving.counting import Counted
 
 # What parsing, templates, tokenizers and grammars raise over what they are given. An engine's end is none of these.
@@ -92,13 +92,12 @@ class Faults:
         except FAULTS as error:
             raise OpenAIHTTPException(400, said(error), "invalid_request_error") from None
         except Exception as error:
-            cause = getattr(error, "cause", error)
-            kind = type(cause).__name__
+            kind = type(cause(error)).__name__
             if died(error):
                 raise OpenAIHTTPException(503, CUT_OFF, "server_error") from None
             if kind == DOWN:
                 raise OpenAIHTTPException(503, "this model's engine does not start", "overloaded") from None
-            if isinstance(cause, OSError):
+            if isinstance(cause(error), OSError):
                 raise OpenAIHTTPException(503, "the storage of adapters does not answer", "server_error") from None
             if kind != UNFOLLOWED:
                 raise
@@ -110,10 +109,10 @@ class Faults:
 
 def said(error: BaseException) -> str:
     """What a request's sender is told of a fault: of a ValueError its first line, of others no more than that."""
-    cause = getattr(error, "cause", None) or error
-    if not isinstance(cause, ValueError) or isinstance(cause, UnicodeError):
+    fault = cause(error)
+    if not isinstance(fault, ValueError) or isinstance(fault, UnicodeError):
         return "the model cannot work on this request: a field holds what it cannot read"
-    first = (str(cause).strip().splitlines() or [""])[0]
+    first = (str(fault).strip().splitlines() or [""])[0]
     return f"the model cannot work on this request: {first[:LONGEST]}"
 
 

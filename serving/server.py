@@ -12,9 +12,7 @@ from serving.adapters import Loader
 
 WATCHED_SECONDS = 0.2
 DIED = 70  # exit status: EX_SOFTWARE (sysexits.h)
-PAUSE_SECONDS = (
-    0.02  # between two messages of a stream: what an engine writes meanwhile goes in one, which Ray charges by
-)
+PAUSE_SECONDS = 0.02  # between two messages of a stream, each of which costs: what is written meanwhile goes in one
 T = TypeVar("T")
 
 

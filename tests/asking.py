@@ -1,10 +1,19 @@
-"""Clients of an endpoint that ask for as long as something is done to it."""
+"""Clients of an endpoint that ask for as long as something is done to it, and how many engines they have."""
 
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
+
+
+def running() -> int:
+    """Engines of the model that take requests."""
+    from ray import serve
+
+    deployments = serve.status().applications["regrow"].deployments
+    (one,) = (found for name, found in deployments.items() if name.startswith("LLMServer"))
+    return sum(count for state, count in one.replica_states.items() if state == "RUNNING")
 
 
 class Asking:

@@ -14,6 +14,7 @@ from pipelines.recipe import Serve
 from serving.listening import Http, check_port
 from serving.settings import Bounds, Endpoint
 from tests import ports, tiny
+from tests.asking import running
 
 pytestmark = pytest.mark.timeout(900)
 LENGTH = 512
@@ -46,15 +47,6 @@ def client(url: str) -> Any:
     import openai
 
     return openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=400)
-
-
-def running() -> int:
-    """Engines of the model that take requests."""
-    from ray import serve
-
-    deployments = serve.status().applications["regrow"].deployments
-    (one,) = (found for name, found in deployments.items() if name.startswith("LLMServer"))
-    return sum(count for state, count in one.replica_states.items() if state == "RUNNING")
 
 
 def until(condition: Callable[[], bool], seconds: float) -> float:

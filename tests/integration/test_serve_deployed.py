@@ -207,13 +207,12 @@ def test_the_status_page_asks_for_a_key(deployed: Deployed, tmp_path: Path) -> N
     assert "needs an API key" in shown and "<form>" in shown and "<article" not in shown
 
 
-LONG: dict[str, Any] = {"model": "model", "prompt": "1 2 3", "n": 16, "max_tokens": 300, "ignore_eos": True}
+LONG: dict[str, Any] = {"model": "model", "prompt": "1 2 3", "n": 16, "max_tokens": 300}
 
 
 def test_a_client_that_leaves_is_seen_in_the_figures(deployed: Deployed) -> None:
     """Its places are free at once, and no more tokens are written for it."""
-    asked = {name: value for name, value in LONG.items() if name != "ignore_eos"}
-    stream = deployed.client().completions.create(**asked, stream=True, extra_body={"ignore_eos": True})
+    stream = deployed.client().completions.create(**LONG, stream=True, extra_body={"ignore_eos": True})
     next(iter(stream))
     assert _status(deployed)["taken"] == 16
     stream.close()
@@ -225,7 +224,7 @@ def test_a_client_that_leaves_is_seen_in_the_figures(deployed: Deployed) -> None
 
 
 def test_a_client_that_does_not_read_holds_up_nobody(deployed: Deployed) -> None:
-    body = json.dumps(LONG | {"stream": True}).encode()
+    body = json.dumps(LONG | {"ignore_eos": True, "stream": True}).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
     head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     with socket.socket() as slow:
@@ -243,7 +242,7 @@ def test_ten_thousand_idle_connections(deployed: Deployed) -> None:
     """Half of them have said half of a request. Everybody else is answered."""
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    proxy = next(one for one in drivers.processes("ray::ProxyActor"))
+    proxy = drivers.processes("ray::ProxyActor")[0]
     before, there = proxy.memory_info().rss, list[socket.socket]()
     for number in range(10_000):
         there.append(socket.create_connection(("127.0.0.1", deployed.port), 30))

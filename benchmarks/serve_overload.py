@@ -46,7 +46,9 @@ def main(
     seconds = 10 if smoke else seconds
     with tempfile.TemporaryDirectory() as folder:
         model = counting_llama.save(Path(folder) / "model", smoke)
-        with serve_throughput.served("ours", model, "--max-num-seqs", str(SEATS), "--queue", str(SEATS)) as url:
+        with serve_throughput.served(
+            "ours", model, serve_throughput.SPARED, "--max-num-seqs", str(SEATS), "--queue", str(SEATS)
+        ) as url:
             result = asyncio.run(measured(url, serve_throughput.KEY, seconds))
     if not smoke:
         RESULTS.write_text(json.dumps(result, indent=1) + "\n")

@@ -11,6 +11,9 @@ from typing import Any
 from cluster import signals
 
 OBJECT_STORE = 256 << 20  # bytes of Ray's object store in a private cluster
+# Serve's actors speak gRPC with one another: a part of a stream costs less than through Ray's objects. A message may
+# be 256 MiB long (log probabilities of a long prompt), not 4.
+SERVE_ENVIRONMENT = {"RAY_SERVE_USE_GRPC_BY_DEFAULT": "1", "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(256 << 20)}
 # What Ray's driver prints of every run and nobody can act on: Serve's controller ends by killing itself (a
 # "failed task"), and on a small machine there are more actors than cores.
 UNTOLD = re.compile(r"ServeController\.graceful_shutdown|PYTHON worker processes have been started")
@@ -45,6 +48,8 @@ def session(address: str, cpus: int | None) -> Iterator[None]:
         os.environ.setdefault("RAY_worker_niceness", "0")
         # Serve's proxy, where it dies, is started again after three checks in a row that failed: 10 s apart by default.
         os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "2")
+        for name, value in SERVE_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
         options |= {"num_cpus": cpus or max(8, os.cpu_count() or 1), "include_dashboard": False}
         options |= {"object_store_memory": OBJECT_STORE}
     # The stages tell what a user wants to know. Imported later, Ray Data sets its level anew, by the variable.

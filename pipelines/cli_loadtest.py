@@ -28,13 +28,17 @@ Seconds = Annotated[float, Opt(min=1, help="How long requests are sent.")]
 Words = Annotated[int, Opt(min=1, max=100_000, help="Words of each prompt.")]
 Tokens = Annotated[int, Opt("--max-tokens", min=1, help="Longest answer in tokens.")]
 Ignore = Annotated[bool, Opt("--ignore-eos", help="Answers of exactly --max-tokens; vLLM and regrow take this.")]
+Spread = Annotated[
+    float, Opt(min=0, max=0.99, help="Lengths vary by this share, each way: clients do not march in step.")
+]
 Seed = Annotated[int, Opt(help="Of the prompts and the times between them.")]
 Json = Annotated[Path | None, Opt("--json", help="File for all figures and each request.")]
 
 
 def loadtest(
     url: Url, model: Model = None, concurrency: Concurrency = 32, rate: Rate = None, seconds: Seconds = 30,
-    words: Words = 64, max_tokens: Tokens = 64, ignore_eos: Ignore = False, seed: Seed = 0, as_json: Json = None,
+    words: Words = 64, max_tokens: Tokens = 64, ignore_eos: Ignore = False, spread: Spread = 0,
+    seed: Seed = 0, as_json: Json = None,
 ) -> None:  # fmt: skip
     """Put load on an OpenAI-compatible endpoint, and print its rates, times and refusals."""
     from pipelines.recipe_file import BadInput
@@ -51,7 +55,7 @@ def loadtest(
     key = os.environ.get("OPENAI_API_KEY", "")
     if as_json and not as_json.parent.is_dir():
         raise BadInput(f"--json {as_json}: there is no directory {as_json.parent}")
-    shape = load.Shape(model or _first(url, key), words, max_tokens, ignore_eos)
+    shape = load.Shape(model or _first(url, key), words, max_tokens, ignore_eos, spread)
     how = f"{rate:g} requests a second" if rate else f"{concurrency} clients"
     say(f"loadtest: {how} ask {shape.model} for {seconds:g} s, {words} words in, {max_tokens} tokens out at most")
     more: dict[str, Any] = {"key": key, "seed": seed, "done": _Progress(seconds).one}

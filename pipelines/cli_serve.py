@@ -44,6 +44,7 @@ AccessLog = Annotated[
 Keyless = Annotated[bool, Opt("--without-keys", help="Let anybody in who reaches --host.")]
 Length = Annotated[int | None, Opt("--max-model-len", help="Longest prompt plus answer in tokens.")]
 Seats = Annotated[int | None, Opt("--max-num-seqs", help="Requests that an engine works on at once.")]
+Threads = Annotated[int | None, Opt("--cpu-threads", help="Threads of an engine without a GPU; 0: one a core.")]
 Queue = Annotated[int | None, Opt(help="Requests that may wait for each model; more get 429 and when to try again.")]
 Answer = Annotated[int | None, Opt("--max-output-tokens", help="Longest answer that a request may ask for.")]
 Timeout = Annotated[float | None, Opt("--timeout-seconds", help="Deadline of a request.")]
@@ -69,7 +70,8 @@ def serve(
     min_replicas: Least = None, max_replicas: Most = None, access_log: AccessLog = None, max_model_len: Length = None,
     max_num_seqs: Seats = None, queue: Queue = None, max_output_tokens: Answer = None, timeout_seconds: Timeout = None,
     dtype: Dtype = None, tensor_parallel: Parallel = None, adapter: Adapters = None,
-    adapters_at: AdaptersAt = None, max_lora_rank: Rank = None, address: Cluster = None, write_config: Config = None,
+    adapters_at: AdaptersAt = None, max_lora_rank: Rank = None, cpu_threads: Threads = None, address: Cluster = None,
+    write_config: Config = None,
 ) -> None:  # fmt: skip
     """Serve the models of a run, or any others, behind an OpenAI-compatible endpoint until Ctrl-C."""
     from cluster.session import session
@@ -79,7 +81,7 @@ def serve(
     given = {"min_replicas": min_replicas, "max_replicas": max_replicas, "max_model_len": max_model_len,
              "max_num_seqs": max_num_seqs, "queue": queue, "max_output_tokens": max_output_tokens,
              "timeout_seconds": timeout_seconds, "dtype": dtype, "tensor_parallel": tensor_parallel,
-             "max_lora_rank": max_lora_rank,
+             "max_lora_rank": max_lora_rank, "cpu_threads": cpu_threads,
              "keys": keys and str(keys.resolve()), "access_log": access_log and str(access_log.resolve())}  # fmt: skip
     asked = _endpoint(recipe, what, only or [], adapter or [], adapters_at or [], given)
     http = _http(recipe, host, port, _tls(tls_cert, tls_key))

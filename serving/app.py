@@ -7,6 +7,7 @@ from typing import Any
 from ray.llm._internal.common.callbacks.base import CallbackBase
 
 from cluster import copies, storage
+from cluster.session import SERVE_ENVIRONMENT
 from serving import adapters, engine, scaling, status
 from serving.deployments import PREFIX, Deployments, deployment_name
 from serving.gate import Gate, Limits
@@ -15,7 +16,7 @@ from serving.settings import Endpoint
 LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 # vLLM configures logging when it is imported, which closes Serve's own handlers: a replica whose log file has none
 # cannot tell its name to a controller that comes back, and is given up.
-UNCONFIGURED = {"VLLM_CONFIGURE_LOGGING": "0"}
+ENVIRONMENT = SERVE_ENVIRONMENT | {"VLLM_CONFIGURE_LOGGING": "0"}  # of replicas
 
 
 class LocalModel(CallbackBase):
@@ -64,7 +65,7 @@ def application(endpoint: Endpoint, tries: int = 3) -> Any:
         graceful_shutdown_timeout_s=endpoint.timeout_seconds,
         graceful_shutdown_wait_loop_s=0.1,
         max_queued_requests=256,  # of those that come faster than they are refused; then 503
-        ray_actor_options={"num_cpus": 0.1, "runtime_env": {"env_vars": UNCONFIGURED}},
+        ray_actor_options={"num_cpus": 0.1, "runtime_env": {"env_vars": ENVIRONMENT}},
         logging_config=LOGGING,
     )
     return deployment.bind(
@@ -96,7 +97,7 @@ def config(endpoint: Endpoint, name: str, gpu: bool | None = None) -> Any:
         lora_config=loaded if folder else None,
         placement_group_config=engine.placement_group_config(gpu),
         # All cores to each engine: evaluation asks one model at a time.
-        runtime_env={"env_vars": engine.env_vars(gpu=gpu) | UNCONFIGURED},
+        runtime_env={"env_vars": engine.env_vars(gpu=gpu, threads=endpoint.cpu_threads) | ENVIRONMENT},
         log_engine_metrics=False,
         callback_config={"callback_class": LocalModel, "callback_kwargs": {"copies": copied}},
         deployment_config={

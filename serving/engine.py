@@ -12,6 +12,10 @@ from serving import orphans
 
 CPU_BUNDLE = 0.5  # logical CPUs of one engine: on a small machine engines share the cores
 GIB = 1 << 30
+# vLLM's executor whose model runs in the engine's process. By default it is another one on CPU, for which the engine
+# waits turning in circles: that costs half a core, and on Linux 6.18 (whose sched_yield gives up a whole slice) others
+# on the machine stand still for seconds. The reason of the default, how threads are bound, `env_vars` takes care of.
+ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 
 
 def has_gpu() -> bool:
@@ -71,7 +75,8 @@ def engine_kwargs(
         return common | {"dtype": dtype, "tensor_parallel_size": tensor_parallel}
     space = kv_cache_bytes(model, max_model_len, max_num_seqs) if model else 128 << 20
     precise = "float32" if dtype == "auto" else dtype
-    return common | {"dtype": precise, "enforce_eager": True, "kv_cache_memory_bytes": space}
+    here = {"dtype": precise, "enforce_eager": True, "kv_cache_memory_bytes": space}
+    return common | here | {"distributed_executor_backend": ONE_PROCESS}
 
 
 def text_config(model: str) -> dict[str, Any]:
@@ -107,9 +112,10 @@ def placement_group_config(gpu: bool | None = None) -> dict[str, Any] | None:
     return None if (has_gpu() if gpu is None else gpu) else {"bundles": [{"CPU": CPU_BUNDLE}]}
 
 
-def env_vars(engines: int = 1, gpu: bool | None = None) -> dict[str, str]:
+def env_vars(engines: int = 1, gpu: bool | None = None, threads: int = 0) -> dict[str, str]:
     """Environment of an engine's processes, `engines` of which share a machine. No prompt is logged, nothing
-    is reported home, and the hub is not asked: models are local directories.
+    is reported home, and the hub is not asked: models are local directories. `threads` of an engine on CPU; 0: one for
+    each core.
 
     Left alone, vLLM on CPU keeps one core free and binds every engine to the others: on two cores all
     engines share one. So threads are not bound, and their number is stated."""
@@ -123,5 +129,5 @@ def env_vars(engines: int = 1, gpu: bool | None = None) -> dict[str, str]:
     }
     if has_gpu() if gpu is None else gpu:
         return quiet
-    threads = max(1, len(os.sched_getaffinity(0)) // engines)
+    threads = threads or max(1, len(os.sched_getaffinity(0)) // engines)
     return quiet | {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads)}

@@ -19,21 +19,25 @@ WORDS = "the a of to and in is it you that he was for on are with as his they at
 @dataclass(frozen=True)
 class Shape:
     """One request: `words` of random text, at most `max_tokens` of answer (exactly so many with `ignore_eos`, which
-    vLLM knows), streamed, so that the time to the first token is known."""
+    vLLM knows), streamed, so that the time to the first token is known. With `spread`, both lengths are drawn for each
+    request, evenly, from so large a share below to as much above."""
 
     model: str
     words: int = 64
     max_tokens: int = 64
     ignore_eos: bool = False
+    spread: float = 0.0
 
     def body(self, number: int, seed: int) -> dict[str, Any]:
         """The request number `number`: each another text, so that no cache of prefixes answers it."""
         chosen = random.Random(f"{seed} {number}")
+        words, max_tokens = (max(1, round(n * chosen.uniform(1 - self.spread, 1 + self.spread)))
+                             for n in (self.words, self.max_tokens))  # fmt: skip
         body: dict[str, Any] = {
             "model": self.model,
-            "prompt": f"{number} " + " ".join(chosen.choices(WORDS.split(), k=self.words)),
+            "prompt": f"{number} " + " ".join(chosen.choices(WORDS.split(), k=words)),
         }
-        body |= {"max_tokens": self.max_tokens, "stream": True, "stream_options": {"include_usage": True}}
+        body |= {"max_tokens": max_tokens, "stream": True, "stream_options": {"include_usage": True}}
         return body | ({"ignore_eos": True} if self.ignore_eos else {})
 
 

@@ -3,17 +3,30 @@
 import asyncio
 import logging
 import os
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any, TypeVar
 
 from ray.llm._internal.serve.core.server.llm_server import LLMServer
+from ray.llm._internal.serve.engines.vllm.vllm_models import VLLMEngineConfig
 
 from serving.adapters import Loader
 
 WATCHED_SECONDS = 0.2
 DIED = 70  # exit status: EX_SOFTWARE (sysexits.h)
-PAUSE_SECONDS = 0.02  # between two messages of a stream, each of which costs: what is written meanwhile goes in one
+# Between two messages of a stream, each of which costs an engine's cores: what is written meanwhile goes in one. Many
+# streams at once wait longer, so that a replica sends about 125 messages a second, but none gets fewer than five.
+PAUSE_SECONDS, PAUSE_PER_STREAM, LONGEST_PAUSE = 0.02, 0.008, 0.2
 T = TypeVar("T")
+
+
+class Asked(VLLMEngineConfig):
+    """As Ray's, which on CPU sets another executor than was asked for."""
+
+    def get_initialization_kwargs(self) -> dict[str, Any]:
+        """Arguments of vLLM's engine."""
+        given: dict[str, Any] = super().get_initialization_kwargs()
+        executor = self.engine_kwargs.get("distributed_executor_backend")
+        return given | ({"distributed_executor_backend": executor} if executor else {})
 
 
 class Server(LLMServer):
@@ -24,15 +37,26 @@ class Server(LLMServer):
     def _init_multiplex_loader(self, model_downloader_cls: Any = None) -> None:
         super()._init_multiplex_loader(Loader)  # type: ignore[arg-type]  # of which Ray calls the one method
 
+    _streams = 0
+
     async def start(self) -> None:
         """Start the engine."""
+        self._llm_config._engine_config = Asked(**dict(self._llm_config.get_engine_config()))
         await super().start()
         engine: Any = self.engine
         engine._oai_serving_tokenization = engine._app_state.serving_tokenization
         self._watch = asyncio.create_task(self._end_with(engine._engine_client))
 
     def _batch_output_stream(self, generator: AsyncGenerator[T, None]) -> AsyncGenerator[list[T], None]:
-        return together(generator, PAUSE_SECONDS)
+        return self._sent(generator)
+
+    async def _sent(self, generator: AsyncGenerator[T, None]) -> AsyncGenerator[list[T], None]:
+        self._streams += 1
+        try:
+            async for parts in together(generator, lambda: pause(self._streams)):
+                yield parts
+        finally:
+            self._streams -= 1
 
     async def _end_with(self, client: Any) -> None:
         while not client.errored:
@@ -42,8 +66,14 @@ class Server(LLMServer):
         os._exit(DIED)
 
 
-async def together(parts: AsyncIterator[T], pause: float) -> AsyncGenerator[list[T], None]:
-    """`parts` as they come, the first at once, those that come within `pause` seconds of a list together in the next.
+def pause(streams: int) -> float:
+    """Seconds between two messages of a stream, where a replica has so many."""
+    return min(max(PAUSE_SECONDS, PAUSE_PER_STREAM * streams), LONGEST_PAUSE)
+
+
+async def together(parts: AsyncIterator[T], pause: Callable[[], float]) -> AsyncGenerator[list[T], None]:
+    """`parts` as they come, the first and the last at once, those that come within `pause()` seconds of a list together
+    in the next.
 
     Ray's own looks after each `pause` whether there are any, for a stream of 20 tokens a second nearly always for
     nothing."""
@@ -67,6 +97,6 @@ async def together(parts: AsyncIterator[T], pause: float) -> AsyncGenerator[list
             if found[-1] is None:
                 await reading
                 return
-            await asyncio.sleep(pause)
+            await asyncio.wait([reading], timeout=pause())
     finally:
         reading.cancel()

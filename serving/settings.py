@@ -21,6 +21,7 @@ class Bounds(BaseModel):
     idle_seconds: float = Field(
         300.0, gt=0, description="How long an engine has to be one too many before it is stopped"
     )
+    cpu_threads: int = Field(0, ge=0, description="Threads of an engine without a GPU; 0: one a core")
     queue: int = Field(256, ge=0, description="Requests that may wait for each model; more are refused (429)")
     max_output_tokens: int | None = Field(None, ge=1, description="Longest answer that a request may ask for")
     max_body_bytes: int = Field(2 << 20, ge=1024, description="Largest request")

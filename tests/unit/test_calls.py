@@ -11,7 +11,7 @@ from ray.exceptions import ActorDiedError
 
 from serving import calls
 from serving.counting import Counted
-from serving.server import together
+from serving.server import pause, together
 
 DEATH = 'data: {"error":{"message":"EngineCore encountered an issue. See stack trace"}}\n\n'
 
@@ -108,7 +108,7 @@ async def _said(*parts: Any) -> AsyncIterator[Any]:
 
 def test_parts_of_a_stream_go_together_while_one_is_under_way() -> None:
     async def lists(*parts: Any) -> list[list[str]]:
-        return [some async for some in together(_said(*parts), 0.1)]
+        return [some async for some in together(_said(*parts), lambda: 0.1)]
 
     assert asyncio.run(lists("a", 0.02, "b", 0.02, "c", 0.3, "d")) == [["a"], ["b", "c"], ["d"]]
     assert asyncio.run(lists()) == []
@@ -116,11 +116,22 @@ def test_parts_of_a_stream_go_together_while_one_is_under_way() -> None:
     async def broken() -> list[list[str]]:
         found = []
         with pytest.raises(ValueError, match="no"):
-            async for some in together(_said("a", 0.02, "b", ValueError("no")), 0.1):
+            async for some in together(_said("a", 0.02, "b", ValueError("no")), lambda: 0.1):
                 found.append(some)
         return found
 
     assert asyncio.run(broken()) == [["a"], ["b"]]
+
+
+def test_the_end_of_a_stream_waits_for_nothing() -> None:
+    async def lists() -> list[list[str]]:
+        return [some async for some in together(_said("a", 0.02, "b", 0.02, "c"), lambda: 60)]
+
+    assert asyncio.run(asyncio.wait_for(lists(), 5)) == [["a"], ["b", "c"]]
+
+
+def test_many_streams_wait_longer_between_messages_but_not_longer_than_eyes_do() -> None:
+    assert pause(1) == pause(2) == 0.02 and pause(10) == pytest.approx(0.08) and pause(25) == pause(1000) == 0.2
 
 
 def test_a_stream_that_nobody_reads_on_is_ended() -> None:

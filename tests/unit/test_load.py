@@ -40,6 +40,16 @@ def test_no_two_requests_are_alike_and_all_are_known_by_their_seed() -> None:
     assert bodies[0] != shape.body(0, 2)["prompt"] and len(bodies[0].split()) == 21
 
 
+def test_lengths_are_spread_evenly_where_asked() -> None:
+    bodies = [Shape("m", words=20, max_tokens=100, spread=0.5).body(number, 1) for number in range(400)]
+    for lengths, middle in (
+        ([len(one["prompt"].split()) - 1 for one in bodies], 20),
+        ([one["max_tokens"] for one in bodies], 100),
+    ):
+        assert min(lengths) >= middle / 2 and max(lengths) <= middle * 1.5
+        assert sum(length < middle for length in lengths) > 150 < sum(length > middle for length in lengths)
+
+
 def test_refusals_are_counted_not_repeated(server: Server) -> None:
     server.always = 429
     seen: list[int] = []

@@ -41,7 +41,8 @@ class Server(LLMServer):
 
     async def start(self) -> None:
         """Start the engine."""
-        self._llm_config._engine_config = Asked(**dict(self._llm_config.get_engine_config()))
+        found: Any = self._llm_config.get_engine_config()
+        self._llm_config._engine_config = Asked(**dict(found))
         await super().start()
         engine: Any = self.engine
         engine._oai_serving_tokenization = engine._app_state.serving_tokenization

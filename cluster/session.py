@@ -11,9 +11,15 @@ from typing import Any
 from cluster import signals
 
 OBJECT_STORE = 256 << 20  # bytes of Ray's object store in a private cluster
-# Serve's actors speak gRPC with one another: a part of a stream costs less than through Ray's objects. A message may
-# be 256 MiB long (log probabilities of a long prompt), not 4.
-SERVE_ENVIRONMENT = {"RAY_SERVE_USE_GRPC_BY_DEFAULT": "1", "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(256 << 20)}
+# Serve's actors speak gRPC with one another, and work in one thread each: a part of a stream costs half as much as
+# through Ray's objects and from thread to thread (docs.ray.io, Serve, "Performance Tuning"). A message may be 256 MiB
+# long (log probabilities of a long prompt), not 4.
+SERVE_ENVIRONMENT = {
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(256 << 20),
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+}
 # What Ray's driver prints of every run and nobody can act on: Serve's controller ends by killing itself (a
 # "failed task"), and on a small machine there are more actors than cores.
 UNTOLD = re.compile(r"ServeController\.graceful_shutdown|PYTHON worker processes have been started")

@@ -14,6 +14,7 @@ from pipelines.generation import engines, flow, job
 from pipelines.generation.job import Job
 from pipelines.recipe import Recipe
 from serving import app, engine
+from serving.settings import Endpoint
 
 REAL = [name for name in recipe_file.names() if recipe_file.load(name).cluster.gpu]
 QUIET = {"RAYLLM_ENABLE_REQUEST_PROMPT_LOGS": "0", "VLLM_NO_USAGE_STATS": "1"}
@@ -80,6 +81,8 @@ def test_cpu_settings_know_nothing_of_it() -> None:
     assert "tensor_parallel_size" not in on_cpu and on_cpu["dtype"] == "float32"
     assert engine.placement_group_config(gpu=False) == {"bundles": [{"CPU": engine.CPU_BUNDLE}]}
     assert engine.env_vars(2, gpu=False)["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+    endpoint = Endpoint(models={"m": str(models.TINY)}, max_model_len=64, cpu_threads=3)
+    assert app.config(endpoint, "m", gpu=False).runtime_env["env_vars"]["OMP_NUM_THREADS"] == "3"
     asked = generation(recipe_file.load("quickstart"))
     assert flow._kwargs(asked, models.TINY, gpu=False)["enforce_eager"]
     placed = flow._place(asked, 2, gpu=False)

@@ -207,6 +207,10 @@ def test_balancers_learn_that_it_is_ready(url: str) -> None:
         assert answer.status == 200 and json.load(answer) == {"status": "ready"}
 
 
+def test_an_engine_on_cpu_is_one_process(url: str) -> None:
+    assert len(drivers.processes("VLLM::EngineCore")) == 2 and not drivers.processes("VLLM::Worker")
+
+
 def engines() -> float:
     """CPU seconds that the engines' processes have used."""
     every = drivers.processes("VLLM::")

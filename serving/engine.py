@@ -13,8 +13,8 @@ from serving import orphans
 CPU_BUNDLE = 0.5  # logical CPUs of one engine: on a small machine engines share the cores
 GIB = 1 << 30
 # vLLM's executor whose model runs in the engine's process. By default it is another one on CPU, for which the engine
-# waits turning in circles: that costs half a core, and on Linux 6.18 (whose sched_yield gives up a whole slice) others
-# on the machine stand still for seconds. The reason of the default, how threads are bound, `env_vars` takes care of.
+# waits turning in circles: on two cores that costs a quarter of the tokens (docs/benchmarks.md). The reason of the
+# default, that threads could not be bound otherwise, does not hold here: `env_vars` states their number instead.
 ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 
 
@@ -75,8 +75,8 @@ def engine_kwargs(
         return common | {"dtype": dtype, "tensor_parallel_size": tensor_parallel}
     space = kv_cache_bytes(model, max_model_len, max_num_seqs) if model else 128 << 20
     precise = "float32" if dtype == "auto" else dtype
-    here = {"dtype": precise, "enforce_eager": True, "kv_cache_memory_bytes": space}
-    return common | here | {"distributed_executor_backend": ONE_PROCESS}
+    here = {"enforce_eager": True, "kv_cache_memory_bytes": space, "distributed_executor_backend": ONE_PROCESS}
+    return common | {"dtype": precise} | here
 
 
 def text_config(model: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Ray's server of one engine: it ends with its engine, and sends tokens on as they come."""
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -34,10 +35,10 @@ class Server(LLMServer):
     would let it fail at every request until the third health check in a row, half a minute. And `/tokenize` and
     `/detokenize` find vLLM's tokenizer: since 0.32 its state has no name with openai_ before it."""
 
+    _streams = 0  # under way
+
     def _init_multiplex_loader(self, model_downloader_cls: Any = None) -> None:
         super()._init_multiplex_loader(Loader)  # type: ignore[arg-type]  # of which Ray calls the one method
-
-    _streams = 0
 
     async def start(self) -> None:
         """Start the engine."""
@@ -48,14 +49,12 @@ class Server(LLMServer):
         engine._oai_serving_tokenization = engine._app_state.serving_tokenization
         self._watch = asyncio.create_task(self._end_with(engine._engine_client))
 
-    def _batch_output_stream(self, generator: AsyncGenerator[T, None]) -> AsyncGenerator[list[T], None]:
-        return self._sent(generator)
-
-    async def _sent(self, generator: AsyncGenerator[T, None]) -> AsyncGenerator[list[T], None]:
+    async def _batch_output_stream(self, generator: AsyncGenerator[T, None]) -> AsyncGenerator[list[T], None]:
         self._streams += 1
         try:
-            async for parts in together(generator, lambda: pause(self._streams)):
-                yield parts
+            async with contextlib.aclosing(together(generator, lambda: pause(self._streams))) as lists:
+                async for parts in lists:
+                    yield parts
         finally:
             self._streams -= 1
 
@@ -72,11 +71,11 @@ def pause(streams: int) -> float:
     return min(max(PAUSE_SECONDS, PAUSE_PER_STREAM * streams), LONGEST_PAUSE)
 
 
-async def together(parts: AsyncIterator[T], pause: Callable[[], float]) -> AsyncGenerator[list[T], None]:
-    """`parts` as they come, the first and the last at once, those that come within `pause()` seconds of a list together
+async def together(parts: AsyncIterator[T], wait: Callable[[], float]) -> AsyncGenerator[list[T], None]:
+    """`parts` as they come, the first and the last at once, those that come within `wait()` seconds of a list together
     in the next.
 
-    Ray's own looks after each `pause` whether there are any, for a stream of 20 tokens a second nearly always for
+    Ray's own looks after each wait whether there are any, for a stream of 20 tokens a second nearly always for
     nothing."""
     queue: asyncio.Queue[T | None] = asyncio.Queue()
 
@@ -98,6 +97,6 @@ async def together(parts: AsyncIterator[T], pause: Callable[[], float]) -> Async
             if found[-1] is None:
                 await reading
                 return
-            await asyncio.wait([reading], timeout=pause())
+            await asyncio.wait([reading], timeout=wait())
     finally:
         reading.cancel()

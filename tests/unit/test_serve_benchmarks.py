@@ -17,7 +17,7 @@ def test_ratios_are_of_neighbours() -> None:
     assert told["ratio"] == 0.975 and told["ratio, range"] == [0.95, 1.0]
     assert told["first token p50, ratio"] == 1.5 and not told["held"]
     with pytest.raises(SystemExit, match="not every request was answered in full"):
-        serve_throughput.figures([answered(0, 0.1), Outcome(0, 200, 1, 0.1, 64, 31)])
+        serve_throughput.figures([answered(0, 0.1), Outcome(0, 200, 1, 0.1, 64, 63)], [64, 64])
 
 
 def test_goodput_refusals_and_recovery() -> None:

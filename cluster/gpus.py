@@ -9,8 +9,11 @@ A data sheet's GB is taken as 10⁹ bytes. The cards report somewhat more (an H1
 fits here fits there.
 """
 
+import os
 import re
 from typing import NamedTuple
+
+PROMISED = "REGROW_GPUS"  # set by a recipe's cluster.gpus, and in the pods of a cluster that starts without GPU nodes
 
 
 class Gpu(NamedTuple):
@@ -50,7 +53,8 @@ def flops_per_token(n: float, lora: bool, recomputed: bool) -> float:
 
 
 def there() -> int:
-    """How many GPUs the cluster of this Ray session has."""
+    """How many GPUs the cluster of this Ray session has; where it adds nodes as work asks for them, will have: so many
+    as the environment variable `PROMISED` says."""
     import ray
 
-    return int(ray.cluster_resources().get("GPU", 0))
+    return max(int(ray.cluster_resources().get("GPU", 0)), int(os.environ.get(PROMISED) or 0))

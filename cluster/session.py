@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from cluster import signals
+from cluster.gpus import PROMISED
 
 OBJECT_STORE = 256 << 20  # bytes of Ray's object store in a private cluster
 # Serve's actors speak gRPC with one another, and work in one thread each: a part of a stream costs half as much as
@@ -26,11 +27,13 @@ UNTOLD = re.compile(r"ServeController\.graceful_shutdown|PYTHON worker processes
 
 
 @contextmanager
-def session(address: str, cpus: int | None) -> Iterator[None]:
+def session(address: str, cpus: int | None, gpus: int | None = None) -> Iterator[None]:
     """Ray for the length of the block. `address` "local" starts a private cluster and stops it; any
     other address joins a running one and only disconnects. Inside a session this is a no-op.
 
     Raises RuntimeError where Ray does not start, ConnectionError where none runs at `address`.
+
+    `gpus` that a running cluster has, or will add as work asks for them (cluster.gpus.there).
 
     A private cluster offers at least eight logical CPUs: Ray's actors here mostly wait, and on two
     cores the placement groups of an engine and its data stages would wait for one another for ever."""
@@ -58,6 +61,8 @@ def session(address: str, cpus: int | None) -> Iterator[None]:
             os.environ.setdefault(name, value)
         options |= {"num_cpus": cpus or max(8, os.cpu_count() or 1), "include_dashboard": False}
         options |= {"object_store_memory": OBJECT_STORE}
+    elif gpus:
+        os.environ[PROMISED] = str(gpus)
     # The stages tell what a user wants to know. Imported later, Ray Data sets its level anew, by the variable.
     os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
     for name in ("ray", "ray.data"):

@@ -58,7 +58,7 @@ AdaptersAt = Annotated[
     ),
 ]
 Rank = Annotated[int | None, Opt("--max-lora-rank", help="Largest rank of an adapter at --adapters-at; 64.")]
-Cluster = Annotated[str | None, Opt("--address", help="Ray cluster to serve on; else a private one.")]
+Address = Annotated[str | None, Opt("--address", help="Ray cluster to serve on; else a private one.")]
 Config = Annotated[
     Path | None, Opt("--write-config", help="Start nothing; write the Serve config file for `serve deploy` instead.")
 ]
@@ -70,11 +70,12 @@ def serve(
     min_replicas: Least = None, max_replicas: Most = None, access_log: AccessLog = None, max_model_len: Length = None,
     max_num_seqs: Seats = None, queue: Queue = None, max_output_tokens: Answer = None, timeout_seconds: Timeout = None,
     dtype: Dtype = None, tensor_parallel: Parallel = None, adapter: Adapters = None,
-    adapters_at: AdaptersAt = None, max_lora_rank: Rank = None, cpu_threads: Threads = None, address: Cluster = None,
+    adapters_at: AdaptersAt = None, max_lora_rank: Rank = None, cpu_threads: Threads = None, address: Address = None,
     write_config: Config = None,
 ) -> None:  # fmt: skip
     """Serve the models of a run, or any others, behind an OpenAI-compatible endpoint until Ctrl-C."""
     from cluster.session import session
+    from pipelines.recipe import Cluster
     from serving import config_file, endpoint, engine
 
     recipe = _run(what)
@@ -90,8 +91,8 @@ def serve(
     if write_config:
         config_file.write(write_config, asked, http)
         return
-    there = recipe.cluster if recipe else None
-    with session(address or (there.address if there else "local"), there.cpus if there else None):
+    there = recipe.cluster if recipe else Cluster()
+    with session(address or there.address, there.cpus, there.gpus):
         engine.check_room(len(asked.models) * asked.min_replicas, asked.tensor_parallel)
         endpoint.serve_forever(asked, http)
 

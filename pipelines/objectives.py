@@ -5,7 +5,7 @@ told apart by a prefix of the question as in the authors' code: `predict: ` → 
 baselines learn the label alone (with the teacher's labels: task distillation), or both in one output.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipelines import prompts
@@ -22,6 +22,11 @@ def writes(student: Student) -> str | None:
         return "self_distill"
     told = objective in DISTILLED and (objective != "label" or student.labels == "teacher")
     return "rationale" if told else None
+
+
+def written(students: Iterable[Student]) -> list[str]:
+    """The modes in which the teacher writes for `students`, in their order, each once."""
+    return list(dict.fromkeys(mode for student in students if (mode := writes(student))))
 
 
 def shares(student: Student) -> tuple[float, float]:

@@ -213,6 +213,9 @@ class Cluster(Section):
         1, ge=1, description="Whole copies of a student: each divided over workers / replicas (nodes, say); 1: one copy"
     )
     cpus: int | None = Field(None, ge=1, description="Logical CPUs of a private cluster; None: enough for the stages")
+    gpus: int | None = Field(
+        None, ge=0, le=100_000, description="GPUs of the cluster, those that it adds as needed too; None: what is there"
+    )
     metrics_hook: Annotated[str, AfterValidator(_importable)] | None = Field(
         None, description="module:function that gets every training step's figures (docs/training.md)"
     )

@@ -37,7 +37,7 @@ def run(recipe: Recipe, until: str = "report") -> Done:
             for stage in STAGES[: STAGES.index(until) + 1]:
                 for todo in (s for s in story if s.stage == stage):
                     if todo.ray and todo.pending():
-                        stack.enter_context(session(recipe.cluster.address, recipe.cluster.cpus))
+                        stack.enter_context(session(recipe.cluster.address, recipe.cluster.cpus, recipe.cluster.gpus))
                     perform(todo, done)
         if until != "report":
             say(f"stopped after {until}, as asked")

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from cluster import gpus
-from pipelines import models, objectives, prune
+from pipelines import models, needs, objectives, prune
 from pipelines.planning import amounts, architecture
 from pipelines.planning.amounts import Amount
 from pipelines.planning.architecture import BYTES, Architecture
@@ -41,7 +41,7 @@ class Known(NamedTuple):
     @property
     def writes(self) -> list[str]:
         """What the teacher writes for them: `self_distill`, `rationale`."""
-        return list(dict.fromkeys(mode for s in self.students if (mode := objectives.writes(s))))
+        return objectives.written(self.students)
 
     @property
     def scored(self) -> dict[str, int]:
@@ -52,9 +52,7 @@ class Known(NamedTuple):
     @property
     def gpus(self) -> int:
         """GPUs that the cluster must have: as many as the stage that holds the most."""
-        split = self.recipe.teacher.tensor_parallel
-        writing = self.recipe.generate.engines * split if self.writes else 1
-        return max(split, writing, self.recipe.cluster.workers if self.students else 1)
+        return needs.gpus(self.recipe)
 
     @property
     def at_once(self) -> int:

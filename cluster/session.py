@@ -63,6 +63,8 @@ def session(address: str, cpus: int | None, gpus: int | None = None) -> Iterator
         options |= {"object_store_memory": OBJECT_STORE}
     elif gpus:
         os.environ[PROMISED] = str(gpus)
+    # In a Ray job, which has an environment already: where both name a variable, they name the same.
+    os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
     # The stages tell what a user wants to know. Imported later, Ray Data sets its level anew, by the variable.
     os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
     for name in ("ray", "ray.data"):

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from cluster import signals
-from pipelines import cli_generate, cli_loadtest, cli_serve
+from pipelines import cli_generate, cli_loadtest, cli_serve, cli_submit
 
 app = typer.Typer(
     help="Make a large language model smaller and grow its quality back, on Ray.",
@@ -69,6 +69,8 @@ def run(
         raise typer.Exit(_fail(f"done, but rows are in quarantine: {'; '.join(done.quarantine)}", 3))
 
 
+app.command(epilog=cli_submit.EXAMPLES)(cli_submit.submit)
+app.add_typer(cli_submit.jobs, name="jobs")
 app.command(epilog=cli_generate.EXAMPLES)(cli_generate.generate)
 
 
@@ -112,18 +114,28 @@ def clean(
             typer.echo(line)
 
 
-@app.command(epilog="Examples: `regrow doctor` · `regrow doctor mine.toml` · `regrow doctor --fast --json`")
+@app.command(
+    epilog="Examples: `regrow doctor` · `regrow doctor mine.toml` · `regrow doctor --fast --json` · "
+    "`regrow doctor mine.toml --address http://head:8265 --token-file token`"
+)
 def doctor(
     recipe: Annotated[str | None, typer.Argument(help="Check for this recipe: its directory and port.")] = None,
     fast: Annotated[bool, typer.Option("--fast", help="Leave out the import of vLLM.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    address: Annotated[str | None, typer.Option(help="Look at every node of this cluster instead.")] = None,
+    token_file: cli_submit.Token = None,
+    storage: Annotated[str | None, typer.Option(help="With --address: try to write here; else the run_dir.")] = None,
 ) -> None:
-    """Look at what this machine has and what is missing; exit status 1 where a run would fail."""
+    """Look at what this machine, or a Ray cluster, has and what is missing; exit status 1 where a run would fail."""
     from pipelines import doctor as surgery
-    from pipelines import recipe_file
+    from pipelines import doctor_cluster, recipe_file
 
-    checks = []
-    for check in surgery.examine(recipe_file.load(recipe) if recipe else None, fast):
+    read, checks = recipe_file.load(recipe) if recipe else None, []
+    if address:
+        found = doctor_cluster.examine(cli_submit.connected(address, token_file), read, storage)
+    else:
+        found = surgery.examine(read, fast)
+    for check in found:
         checks.append(check)
         if not as_json:
             typer.echo(surgery.line(check))

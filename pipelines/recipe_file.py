@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from cluster import secrets
 from pipelines import few_shot
 from pipelines.recipe import Recipe
 
@@ -55,7 +56,10 @@ def load(recipe: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
 
 
 def check(content: dict[str, Any], where: str) -> Recipe:
-    """`content` as a recipe; every problem in one BadInput, each with its field and remedy."""
+    """`content` as a recipe; every problem in one BadInput, each with its field and remedy. A secret is refused first:
+    no message shows it."""
+    if seen := [f"{where}: {field} looks like {what}" for field, what in secrets.found(content)]:
+        raise BadInput("\n".join([*seen, f"a recipe is kept beside its results and holds no secrets; {secrets.WAY}"]))
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:

@@ -19,7 +19,7 @@ KINDS = {
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
     "a signed URL": r"[?&](?:X-Amz-Signature|X-Goog-Signature|sig)=[^&\s]{16,}",
     "a bearer token": r"(?i)\bbearer\s+[A-Za-z0-9._~+/-]{20,}",
-    "a password in a URL": r"[A-Za-z][A-Za-z0-9+.-]*://[^/\s:@]*:[^/\s@]+@",
+    "a password in a URL": r"[A-Za-z][A-Za-z0-9+.-]*://[^/\s:@]*:(?!\d+/)[^\s@]+@",
 }
 _VALUES = {kind: re.compile(form) for kind, form in KINDS.items()}
 _NAME = re.compile(

@@ -118,10 +118,8 @@ def logs(
         from pipelines import submitting_kuberay
 
         raise typer.Exit(submitting_kuberay.logs(job, namespace, not no_follow))
-    from cluster.jobs import follow
-
     client = connected(address, token_file)
-    follow.told(client, job)
+    _known(client, job)
     if no_follow:
         typer.echo(client.get_job_logs(job), nl=False)
         return
@@ -139,14 +137,12 @@ def stop(
 
         submitting_kuberay.stop(job, namespace)
         return
-    from cluster.jobs import follow
-
     client = connected(address, token_file)
-    if follow.told(client, job).ended:
+    if _known(client, job).ended:
         _say(f"job {job} is over already")
         return
     client.stop_job(job)
-    while not follow.told(client, job).ended:
+    while not _known(client, job).ended:
         time.sleep(0.5)
     _say(f"job {job} is stopped; the same recipe submitted again goes on from here")
 
@@ -181,6 +177,16 @@ def connected(address: str | None, token_file: Path | None) -> Any:
     try:
         return connect.connect(address, token_file)
     except (ValueError, ConnectionError) as error:
+        raise BadInput(str(error)) from error
+
+
+def _known(client: Any, job_id: str) -> "Job":
+    from cluster.jobs import follow
+    from pipelines.recipe_file import BadInput
+
+    try:
+        return follow.told(client, job_id)
+    except ValueError as error:
         raise BadInput(str(error)) from error
 
 

@@ -18,6 +18,9 @@ class Cut:
     def cut(self) -> None:
         """Reset every connection there is."""
         self.cuts += 1
+        self._reset()
+
+    def _reset(self) -> None:
         for one in self._open:
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
@@ -27,7 +30,7 @@ class Cut:
     def close(self) -> None:
         """Listen no more."""
         self._listening.close()
-        self.cut()
+        self._reset()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):

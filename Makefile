@@ -4,7 +4,7 @@ BIN := .venv/bin
 # What the dependencies are when tests and the quickstart run; a changed pyproject sets up again.
 READY := .venv/.ready
 
-.PHONY: setup browser quickstart test soak check format tiny-teacher clean
+.PHONY: setup browser quickstart test soak check format tiny-teacher image clean
 
 setup: $(READY)
 
@@ -53,6 +53,11 @@ format: $(READY)
 tiny-teacher: $(READY)
 	$(BIN)/python -m pipelines.tiny.teacher
 	$(BIN)/python -m pipelines.tiny.scores
+
+# Needs Docker; make image TARGET=gpu
+TARGET ?= cpu
+image:
+	docker build --target $(TARGET) --tag regrow:$(TARGET) .
 
 clean:
 	rm -rf .venv runs

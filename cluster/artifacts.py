@@ -9,7 +9,7 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
-import tempfile
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,17 +52,18 @@ class Artifact:
 
     @contextmanager
     def writing(self) -> Iterator[Path]:
-        """A local directory to write files into: the artifact's own, or one that is uploaded at the
-        end of the block where the artifact lives on S3."""
+        """A local directory to write files into: the artifact's own, or one that is uploaded at the end of the block
+        where the artifact lives on S3. What a block that was broken off has written is there for the next."""
         if storage.is_local(self.url):
             Path(self.url).mkdir(parents=True, exist_ok=True)
             yield Path(self.url)
             return
-        with tempfile.TemporaryDirectory(prefix="regrow-") as folder:
-            yield Path(folder)
-            fs, path = storage.filesystem(self.url)
-            for file in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
-                fs.put_file(str(file), f"{path}/{file.relative_to(folder)}")
+        folder = copies.workplace(self.url)
+        yield folder
+        fs, path = storage.filesystem(self.url)
+        for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+            fs.put_file(str(file), f"{path}/{file.relative_to(folder)}")
+        shutil.rmtree(folder)
 
     def commit(self, record: Mapping[str, Any], seconds: float, summary: Mapping[str, Any]) -> dict[str, Any]:
         """Write the manifest: from here on the artifact is whole. Returns the manifest that stands

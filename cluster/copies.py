@@ -29,6 +29,15 @@ def local(url: str, name: str = "") -> Path:
     return here
 
 
+def workplace(url: str) -> Path:
+    """An existing directory of this machine, this user's alone, for what shall become the directory `url` on S3: the
+    same each time, so that work which was broken off is found again where the temporary directory outlives it."""
+    here = place(url, f"writing-{hashlib.sha256(url.rstrip('/').encode()).hexdigest()[:16]}")
+    _private(here.parent)
+    here.mkdir(exist_ok=True)
+    return here
+
+
 def copy(url: str, here: Path) -> None:
     """Make the directory `here` a copy of `url` on S3: what was copied and has not changed since stays, what is gone
     goes. One process at a time copies; others wait for it.

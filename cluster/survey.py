@@ -22,9 +22,10 @@ SECONDS = 120.0  # that a node may take to answer: its first worker imports regr
 Facts = dict[str, Any]
 
 
-def node(directory: str, written: str, names: list[str]) -> Facts:
+def node(directory: str, written: str, names: list[str], temporary: str) -> Facts:
     """What the node has that this runs on; sizes in bytes. `names`: distributions whose versions are asked; `written`:
-    what the driver wrote in `directory`, "" where nothing is to be looked for."""
+    what the driver wrote in `directory`, "" where nothing is to be looked for; `temporary`: a file of the driver's in
+    its directory for temporary ones."""
     total, available = machine.memory()
     shm = Path("/dev/shm")
     versions = {name: found for name in [*names, *ENGINES] if (found := _version(name))}
@@ -39,6 +40,7 @@ def node(directory: str, written: str, names: list[str]) -> Facts:
         "disk": machine.free(Path(tempfile.gettempdir())),
         "gpus": None if cards is None else [{"name": gpu.name, "driver": gpu.driver} for gpu in cards],
         "sees": _sees(directory, written) if written else None,
+        "shares_temporary": Path(temporary).exists(),
     }
 
 
@@ -49,10 +51,13 @@ def survey(directory: str, names: list[str]) -> Facts:
 
     stored = _write(directory) if directory else {}
     asked = ray.remote(num_cpus=0, max_retries=0)(node)
+    mark = tempfile.NamedTemporaryFile(prefix="regrow-survey-")  # noqa: SIM115  until every node has looked
     found, waiting = [], {}
     for one in (one for one in ray.nodes() if one["Alive"]):
         pinned = NodeAffinitySchedulingStrategy(one["NodeID"], soft=False)
-        reference = asked.options(scheduling_strategy=pinned).remote(directory, stored.get("written", ""), names)
+        reference = asked.options(scheduling_strategy=pinned).remote(
+            directory, stored.get("written", ""), names, mark.name
+        )
         has = one["Resources"]
         waiting[reference] = {"ip": one["NodeManagerAddress"], "head": "node:__internal_head__" in has}
         waiting[reference] |= {"ray_gpus": has.get("GPU", 0.0), "ray_cpus": has.get("CPU", 0.0)}
@@ -67,9 +72,11 @@ def survey(directory: str, names: list[str]) -> Facts:
         except ray.exceptions.RayError as error:
             about["error"] = str(error).strip().splitlines()[-1]
         found.append(about)
+    mark.close()
     if stored.get("written"):
         storage.remove(storage.join(directory, stored["written"]))
-    return {"nodes": sorted(found, key=lambda one: not one["head"]), "storage": stored}
+    place = str(Path(mark.name).parent)
+    return {"nodes": sorted(found, key=lambda one: not one["head"]), "storage": stored, "temporary": place}
 
 
 def _write(directory: str) -> Facts:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from cluster import signals
-from pipelines import cli_generate, cli_loadtest, cli_serve, cli_submit
+from pipelines import cli_generate, cli_k8s, cli_loadtest, cli_serve, cli_submit
 
 app = typer.Typer(
     help="Make a large language model smaller and grow its quality back, on Ray.",
@@ -34,7 +34,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="section.field=value
 
 @app.command(
     epilog="Examples: `regrow run quickstart` · `regrow run quickstart prune.layers=2 --until prune` · "
-    "`regrow run llama-3.1-8b-sdd --plan --gpu-hour-price 3`"
+    "`regrow run llama-3.1-8b-sdd cluster.gpus=64 --plan --gpu-hour-price 3`"
 )
 def run(
     recipe: RecipeArgument,
@@ -71,6 +71,7 @@ def run(
 
 app.command(epilog=cli_submit.EXAMPLES)(cli_submit.submit)
 app.add_typer(cli_submit.jobs, name="jobs")
+app.add_typer(cli_k8s.app, name="k8s")
 app.command(epilog=cli_generate.EXAMPLES)(cli_generate.generate)
 
 

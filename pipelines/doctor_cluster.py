@@ -41,6 +41,7 @@ def examine(client: Any, recipe: Recipe | None, directory: str | None) -> Iterat
     yield from gpus(answered)
     yield from rooms(answered)
     yield from kept(found["storage"], answered, where)
+    yield shared(answered, found["temporary"])
     if recipe:
         yield wanted(client, recipe)
 
@@ -176,6 +177,14 @@ def kept(stored: Facts, there: list[Facts], where: str) -> Iterator[Check]:
     if blind := [f"{one['ip']} ({one['sees']})" for one in there if one["sees"]]:
         do = "give the nodes the same credentials, or a directory that all of them mount"
         yield Check("storage", "fail", f"{where}: not for {', '.join(blind)}", do)
+
+
+def shared(there: list[Facts], place: str) -> Check:
+    """Whether the driver's directory for temporary files is every node's: copies from S3 and checkpoints lie there."""
+    if apart := [one["ip"] for one in there if not one["shares_temporary"]]:
+        do = "with run_dir on S3, give the job one that all nodes share: regrow submit --env TMPDIR=/shared/tmp"
+        return Check("temporary files", "warn", f"{place} of the head is not that of {_some(apart)}", do)
+    return Check("temporary files", "ok", f"{place} is the same on every node")
 
 
 def wanted(client: Any, recipe: Recipe) -> Check:

@@ -6,9 +6,10 @@ hours from the assumptions (`assumptions`) that the plan prints with their value
 
 from typing import Any
 
+from cluster.gpus import GPUS
 from pipelines.lm_tasks import named
-from pipelines.planning import costs, known, stages
-from pipelines.planning.assumptions import Assumptions
+from pipelines.planning import capacity, costs, known, stages
+from pipelines.planning.assumptions import CAPACITY, Assumptions
 from pipelines.planning.known import Known
 from pipelines.planning.lm_sizes import SIZES
 from pipelines.planning.memory import Memory
@@ -28,6 +29,7 @@ def plan(recipe: Recipe, assumed: Assumptions, price: float | None = None, until
     works = [one for one in costs.workloads(k) if one.stage in asked]
     rows, why = stages.stages(k)
     t = k.teacher
+    able = capacity.capacity(k, price) if "generate" in asked else None
     return {
         "recipe": recipe.name,
         "teacher": {"model": recipe.teacher.model, "from": k.source.where, "family": t.family, "layers": t.layers}
@@ -40,9 +42,11 @@ def plan(recipe: Recipe, assumed: Assumptions, price: float | None = None, until
         "host_memory": round(costs.host(k)),
         "work": [one.plain() for one in works],
         "total": total(k, works, price),
+        "capacity": able,
         "assumptions": [
             {"name": name, "value": getattr(assumed, name), "about": field.description}
             for name, field in Assumptions.model_fields.items()
+            if able or name not in CAPACITY
         ],
         "notes": [*([why] if why else []), *notes(k, memories)],
     }
@@ -69,8 +73,18 @@ def notes(k: Known, memories: list[Memory]) -> list[str]:
             "no GPU is named (cluster.gpu), so memory has no limit and hours are left out; "
             "training memory is that of a GPU in bf16"
         )
+        if k.recipe.cluster.gpus:
+            found.append(
+                f"what {k.recipe.cluster.gpus} GPUs can write is left out: say which they are, for example "
+                f"cluster.gpu={next(iter(GPUS))} (there are {', '.join(GPUS)})"
+            )
     elif k.source.folder is None:
         found.append(f"the teacher's shape is that of {k.source.where}; the hub was not asked whether it changed")
+    if 0 < (k.recipe.cluster.gpus or 0) < k.gpus:
+        found.append(
+            f"cluster.gpus = {k.recipe.cluster.gpus}, but the stages want {k.gpus} at once; raise it, or lower "
+            "generate.engines and cluster.workers: engines that find no GPU are left out, training waits for its GPUs"
+        )
     guessed = [amount.name for amount in k.rows if amount.known != "counted"]
     if guessed:
         found.append(f"lengths of {', '.join(guessed)} are assumed, and where `rows` is not given their number too")

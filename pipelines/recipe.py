@@ -214,7 +214,10 @@ class Cluster(Section):
     )
     cpus: int | None = Field(None, ge=1, description="Logical CPUs of a private cluster; None: enough for the stages")
     gpus: int | None = Field(
-        None, ge=0, le=100_000, description="GPUs of the cluster, those that it adds as needed too; None: what is there"
+        None,
+        ge=0,
+        le=100_000,
+        description="GPUs of the cluster, those it adds as needed too; with --plan: what so many write",
     )
     metrics_hook: Annotated[str, AfterValidator(_importable)] | None = Field(
         None, description="module:function that gets every training step's figures (docs/training.md)"

@@ -1,7 +1,8 @@
 """What a plan assumes where nobody can know: each by name, with its value, unit and reason, each to be overridden.
 
 The defaults are cautious figures for dense models of 7 to 70 billion parameters on data-centre GPUs; none is
-a measurement of this project. Replace them by your own cluster's: `--assume train_mfu=0.45`.
+a measurement of this project, but for those that say so. Replace them by your own cluster's:
+`--assume train_mfu=0.45`. Where those of the capacity come from, docs/plan.md tells.
 """
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -36,6 +37,21 @@ class Assumptions(BaseModel):
     lm_eval_items: int = Field(1_000, ge=1, description="items of an lm-eval task that the plan does not know")
     lm_eval_requests: int = Field(4, ge=1, description="requests an item of such a task")
     lm_eval_example_tokens: float = Field(100, gt=0, description="tokens of one item, and of each of its examples")
+    gpus_per_node: int = Field(8, ge=1, description="GPUs in a node")
+    driver_ms_per_shard: float = Field(12, gt=0, description="ms of the driver's core a shard (measured)")
+    ray_tasks_per_second: float = Field(
+        550, gt=0, description="tasks that Ray starts (its release test many_tasks: 569)"
+    )
+    row_cpu_us: float = Field(70, gt=0, description="µs of a node's cores a row beside the engine (measured)")
+    shard_cpu_ms: float = Field(16, gt=0, description="ms of a node's cores a shard on top (measured)")
+    s3_puts_per_second: float = Field(3500, gt=0, description="writes a second below one prefix (as S3 documents)")
+    s3_put_seconds: float = Field(0.2, gt=0, description="seconds of one write (S3 documents 0.1 to 0.2)")
+    node_gb_per_second: float = Field(3, gt=0, description="GB/s of a node's network (25 Gbit/s)")
+    storage_gb_per_second: float = Field(25, gt=0, description="GB/s that all nodes together read weights at")
+
+
+# Those that the capacity alone rests on.
+CAPACITY = tuple(Assumptions.model_fields)[list(Assumptions.model_fields).index("gpus_per_node") :]
 
 
 def assumed(overrides: list[str] | tuple[str, ...] = ()) -> Assumptions:

@@ -84,7 +84,7 @@ def _pruning(k: Known) -> Work:
     gpus = memory.measuring(k.teacher, 2, k.gpus, k.assumed, k.gpu.memory if k.gpu else None).gpus
     seconds = None
     if k.gpu:
-        one = replace(_served(k, k.gpu, k.teacher.layers, 1), tensor_parallel=1)
+        one = replace(served(k, k.gpu, k.teacher.layers, 1), tensor_parallel=1)
         stored = BYTES[k.teacher.dtype]
         moved = (1 + len(k.recipe.prune.methods)) * k.teacher.parameters() + len(
             k.recipe.prune.methods
@@ -93,16 +93,20 @@ def _pruning(k: Known) -> Work:
     return Work("prune", f"measure, {len(k.recipe.prune.methods)} cut(s)", {"read": read}, gpus, seconds)
 
 
-def _generating(k: Known, mode: str) -> Work:
-    settings = k.recipe.generate
-    rows = sum(a.train for a in k.rows)
+def volume(k: Known, mode: str) -> tuple[int, float, float]:
+    """Rows that the teacher answers in that mode, and the tokens that it reads and writes for all of them."""
     around = k.assumed.chat_tokens + k.assumed.rewrite_template_tokens
     shown = mode == "self_distill"  # the reference
     read = sum(a.train * (a.question + shown * a.reference + around) for a in k.rows)
-    written = sum(a.train * rewrite(k, a) for a in k.rows)
+    return sum(a.train for a in k.rows), read, sum(a.train * rewrite(k, a) for a in k.rows)
+
+
+def _generating(k: Known, mode: str) -> Work:
+    settings = k.recipe.generate
+    rows, read, written = volume(k, mode)
     seconds = None
     if k.gpu and rows:
-        engine = _served(k, k.gpu, k.teacher.layers, settings.max_num_seqs)
+        engine = served(k, k.gpu, k.teacher.layers, settings.max_num_seqs)
         seconds = engine.answer(rows / settings.engines, read / rows, written / rows) + k.assumed.start_minutes * 60
     gpus = settings.engines * k.recipe.teacher.tensor_parallel
     return Work("generate", f"{rows:,} {WRITTEN[mode]}", {"read": read, "written": written}, gpus, seconds)
@@ -135,12 +139,13 @@ def _evaluating(k: Known) -> list[Work]:
     for name, layers in k.scored.items():
         seconds = None
         if k.gpu:
-            engine = _served(k, k.gpu, layers, min(settings.concurrency, k.recipe.serve.max_num_seqs))
+            engine = served(k, k.gpu, layers, min(settings.concurrency, k.recipe.serve.max_num_seqs))
             own = engine.answer(test, asked / test, said / test) if test else 0.0
             seconds = own + work.scoring_seconds(engine, sizes) + k.assumed.start_minutes * 60 / k.at_once
         made.append(Work("evaluate", name, tokens, gpus, seconds))
     return made
 
 
-def _served(k: Known, gpu: Gpu, layers: int, seats: int) -> Engine:
+def served(k: Known, gpu: Gpu, layers: int, seats: int) -> Engine:
+    """The engine of a model of so many blocks, split as the recipe splits it."""
     return work.engine(k.teacher, layers, k.width, gpu, k.recipe.teacher.tensor_parallel, seats, k.assumed)

@@ -1,4 +1,4 @@
-"""A plan on the screen: five tables and what to bear in mind. All figures come from `plan.plan`."""
+"""A plan on the screen: its tables and what to bear in mind. All figures come from `plan.plan`."""
 
 import sys
 from typing import Any
@@ -29,7 +29,8 @@ def show(plan: dict[str, Any]) -> None:
             f"GPU      {plan['total']['cluster_gpus']} × {gpu['name']}: {gpu['memory'] / 1e9:.0f} GB, "
             f"{gpu['flops'] / 1e12:.0f} TFLOP/s bf16, {gpu['bandwidth'] / 1e12:.2f} TB/s"
         )
-    for table in (_stages(plan), _memory(plan), _work(plan), _assumptions(plan)):
+    able = [_volumes(plan), _resources(plan)] if plan["capacity"] else []
+    for table in (_stages(plan), _memory(plan), _work(plan), *able, _assumptions(plan)):
         console.print()
         console.print(table)
     for note in plan["notes"]:
@@ -84,11 +85,54 @@ def _work(plan: dict[str, Any]) -> Table:
     return shown
 
 
+def _volumes(plan: dict[str, Any]) -> Table:
+    able = plan["capacity"]
+    rate, price = able["tokens_per_second"], plan["total"]["gpu_hour_price"]
+    title = (
+        f"Capacity: the teacher writes on {able['gpus']:,} × {plan['gpu']['name']}, generate.engines={able['engines']}"
+    )
+    shown = _table(title, "tokens", "rows", "shards")
+    for name in ("hours", "GPU hours", *(["cost"] if price is not None else [])):
+        shown.add_column(name, justify="right")
+    shown.add_column("first bottleneck")
+    shown.add_column("next one")
+    for row in able["volumes"]:
+        cost = [] if price is None else [f"{row['cost']:,.2f}"]
+        after = row["next"]
+        then = f"from {after['gpus']:,} GPUs: {after['bottleneck']}" if after else "none up to 100,000 GPUs"
+        sizes = [_count(row["tokens"]), f"{row['rows']:,}", f"{row['shards']:,}"]
+        hours = [_hours(row["hours"]), _hours(row["gpu_hours"])]
+        shown.add_row(*sizes, *hours, *cost, row["bottleneck"], then)
+    idle = f", {able['idle_gpus']} GPU(s) idle" if able["idle_gpus"] else ""
+    shown.caption = (
+        f"{rate['engine']:,.0f} tokens/s an engine, {rate['all']:,.0f} in all{idle}: prompts of "
+        f"{able['prompt_tokens']:,.0f} tokens, answers of {able['written_tokens']:,.0f}, {able['sequences']:,.0f} of "
+        f"{able['seats']:,} seats taken, decoding bound by {able['decoding_bound_by']}."
+    )
+    shown.caption_justify = "left"
+    return shown
+
+
+def _resources(plan: dict[str, Any]) -> Table:
+    shown = _table("What 100 M tokens pass, the slowest place first", "part", "in", "rate")
+    shown.add_column("hours", justify="right")
+    shown.add_column("of the time", justify="right")
+    shown.add_column("rests on")
+    for row in plan["capacity"]["resources"]:
+        hours = f"{row['hours']:,.2f}" if row["hours"] >= 0.1 else f"{row['hours']:.4f}"
+        shown.add_row(row["resource"], row["where"], row["rate"], hours, f"{row['share']:.1%}", row["rests_on"])
+    return shown
+
+
 def _assumptions(plan: dict[str, Any]) -> Table:
     shown = _table("Assumptions; change one with --assume name=value", "name", "value", "what it is")
     for row in plan["assumptions"]:
         shown.add_row(row["name"], f"{row['value']:g}", row["about"])
     return shown
+
+
+def _count(tokens: int) -> str:
+    return f"{tokens / 1e9:,.0f} B" if tokens >= 1e9 else f"{tokens / 1e6:,.0f} M"
 
 
 def _gb(size: float) -> str:

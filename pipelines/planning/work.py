@@ -64,21 +64,39 @@ class Engine:
         """Seconds to read that many tokens."""
         return tokens * 2 * self.model.multiplied(self.layers) / (self.gpu.flops * self.share * mfu)
 
+    def cached(self, prompt: float, written: float) -> float:
+        """Bytes of KV cache that a sequence takes at its mean length, on all GPUs of the engine together."""
+        context = prompt + written / 2
+        return self.model.kv_bytes(self.layers, self.width, self.tensor_parallel) * self.tensor_parallel * context
+
+    def held(self, sequences: float, cached: float) -> float:
+        """Sequences that are written at once: as many as there are, and seats, and room for; one at the least."""
+        return max(1.0, min(self.seats, sequences, self.room * self.tensor_parallel / cached))
+
+    def step(self, held: float, cached: float) -> dict[str, float]:
+        """Seconds of a decoding step for `held` sequences, by what takes them: fetching all weights once, fetching the
+        cache of every sequence, and the FLOPs. It takes the first two together or the third, whichever is longer."""
+        speed = self.gpu.bandwidth * self.share * self.assumed.decode_bandwidth
+        fetched = {"weights": self.model.parameters(self.layers) * self.width, "KV cache": held * cached}
+        by_bytes = {name: size / speed for name, size in fetched.items()}
+        return by_bytes | {"FLOPs": self.read(held, self.assumed.prefill_mfu)}
+
+    def decode(self, sequences: float, prompt: float, written: float) -> float:
+        """Seconds to write `sequences` texts of `written` tokens each behind prompts that are read already."""
+        cached = self.cached(prompt, written)
+        held = self.held(sequences, cached)
+        return sequences / held * written * slowest(self.step(held, cached))
+
     def answer(self, requests: float, prompt: float, written: float, samples: int = 1) -> float:
         """Seconds to answer `requests` prompts of `prompt` tokens with `samples` texts of `written` tokens each.
+        A prompt is read once for all its samples: vLLM caches prefixes."""
+        reading = self.read(requests * prompt, self.assumed.prefill_mfu)
+        return reading + self.decode(requests * samples, prompt, written) if requests and written else reading
 
-        A decoding step fetches all weights once and the cache of every sequence; its time is that of the bytes
-        or of the FLOPs, whichever is longer. A prompt is read once for all its samples: vLLM caches prefixes."""
-        if not requests or not written:
-            return self.read(requests * prompt, self.assumed.prefill_mfu)
-        context = prompt + written / 2
-        cached = self.model.kv_bytes(self.layers, self.width, self.tensor_parallel) * self.tensor_parallel * context
-        sequences = requests * samples
-        held = max(1.0, min(self.seats, sequences, self.room * self.tensor_parallel / cached))
-        fetched = self.model.parameters(self.layers) * self.width + held * cached
-        by_bytes = fetched / (self.gpu.bandwidth * self.share * self.assumed.decode_bandwidth)
-        step = max(by_bytes, self.read(held, self.assumed.prefill_mfu))
-        return self.read(requests * prompt, self.assumed.prefill_mfu) + sequences / held * written * step
+
+def slowest(step: dict[str, float]) -> float:
+    """Seconds of a decoding step whose parts `Engine.step` gives: its bytes or its FLOPs, whichever take longer."""
+    return max(step["weights"] + step["KV cache"], step["FLOPs"])
 
 
 def engine(

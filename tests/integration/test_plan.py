@@ -3,10 +3,12 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from pipelines import plan, recipe_file
@@ -34,6 +36,34 @@ def planned(
     recipe: str, *overrides: str, price: float | None = None, assume: list[str] | None = None
 ) -> dict[str, Any]:
     return plan.plan(recipe_file.load(recipe, overrides), assumptions.assumed(assume or []), price)
+
+
+# The part of a plan's JSON that tells of capacity, as docs/plan.md describes it.
+NUMBER, NAME = {"type": "number", "minimum": 0}, {"type": "string", "minLength": 1}
+WHOLE = {"type": "integer", "minimum": 0}
+
+
+def record(**properties: Any) -> dict[str, Any]:
+    return {
+        "type": "object", "properties": properties, "required": list(properties), "additionalProperties": False
+    }  # fmt: skip
+
+
+NEXT = {"anyOf": [{"type": "null"}, record(gpus=WHOLE, bottleneck=NAME)]}
+VOLUME = record(
+    tokens=WHOLE, rows=WHOLE, shards=WHOLE, hours=NUMBER, gpu_hours=NUMBER, bottleneck=NAME, next=NEXT,
+    cost={"type": ["number", "null"]},
+)  # fmt: skip
+CAPACITY = record(
+    gpus=WHOLE, engines=WHOLE, idle_gpus=WHOLE, nodes=WHOLE, prompt_tokens=NUMBER, written_tokens=NUMBER,
+    sequences=NUMBER, seats=WHOLE, decoding_bound_by={"enum": ["weights", "KV cache", "FLOPs"]},
+    tokens_per_second=record(engine=NUMBER, all=NUMBER),
+    volumes={"type": "array", "minItems": 3, "maxItems": 3, "items": VOLUME},
+    resources={
+        "type": "array", "minItems": 12,
+        "items": record(resource=NAME, where=NAME, rate=NAME, hours=NUMBER, share=NUMBER, rests_on=NAME),
+    },
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -197,3 +227,45 @@ def test_a_family_that_is_not_counted(home: Path) -> None:
     (home / "teacher" / "config.json").write_text(json.dumps(config | {"model_type": "gemma2"}))
     with pytest.raises(BadInput, match="'gemma2'"):
         planned(str(home / "mine.toml"))
+
+
+@pytest.mark.parametrize("gpus", [1, 8, 64, 512])
+def test_capacity_as_json(regrow: Regrow, gpus: int) -> None:
+    done = regrow("run", "llama-3.1-8b-sdd", f"cluster.gpus={gpus}", "--plan", "--json", "--gpu-hour-price", "2")
+    made = json.loads(done.stdout)
+    jsonschema.validate(made["capacity"], CAPACITY)
+    assert made["capacity"]["engines"] == gpus and all(row["cost"] > 0 for row in made["capacity"]["volumes"])
+    named = {row["name"] for row in made["assumptions"]}
+    rests = {name for row in made["capacity"]["resources"] for name in row["rests_on"].split(", ")}
+    assert rests - {"generate.max_tokens"} <= named, "every assumption behind a figure is told"
+    assert any("cluster.gpus = 1, but the stages want 2" in note for note in made["notes"]) == (gpus == 1)
+
+
+def test_without_a_number_of_gpus_there_is_no_capacity(regrow: Regrow) -> None:
+    made = planned("llama-3.1-8b-sdd")
+    assert made["capacity"] is None and not any(row["name"] == "driver_ms_per_shard" for row in made["assumptions"])
+    early = json.loads(
+        regrow("run", "llama-3.1-8b-sdd", "cluster.gpus=8", "--plan", "--json", "--until", "prune").stdout
+    )
+    assert early["capacity"] is None, "nothing is generated before that stage"
+    nameless = planned("quickstart", "cluster.gpus=8")
+    assert nameless["capacity"] is None and any("cluster.gpu=A100-40GB" in note for note in nameless["notes"])
+
+
+def test_capacity_on_the_screen_is_that_of_the_docs(regrow: Regrow) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "plan.md").read_text()
+    command = "regrow run llama-3.1-8b-sdd cluster.gpus=64 --plan --gpu-hour-price 3"
+    began = time.monotonic()
+    done = regrow(*command.split()[1:])
+    assert time.monotonic() - began < 10, "0.6 s on an idle machine"
+    told = [line.rstrip() for line in done.stdout.splitlines()]
+    start, end = (
+        next(i for i, line in enumerate(told) if line.startswith(word)) for word in ("Capacity", "Assumptions")
+    )
+    assert f"$ {command}\n" in page
+    assert "\n".join(told[start : end - 1]) in page
+
+
+def test_fewer_gpus_than_an_engine_takes(regrow: Regrow) -> None:
+    done = regrow("run", "llama-3.1-70b-sdd", "cluster.gpus=1", "--plan")
+    assert done.returncode == 2 and "cluster.gpus = 1" in done.stderr and "or more" in done.stderr

@@ -48,6 +48,20 @@ def test_an_artifact_is_whole_once_its_manifest_is_there(place: str) -> None:
     assert (out.local() / "model" / "weights").read_bytes() == b"w" * 10
 
 
+def test_what_was_broken_off_is_there_again_and_gone_once_it_is_whole(place: str) -> None:
+    out, other = artifact(place, "train", {"a": 1}), artifact(f"{place}/elsewhere", "train", {"a": 1})
+    with pytest.raises(KeyboardInterrupt), out.writing() as folder:
+        (folder / "checkpoint").write_bytes(b"c")
+        raise KeyboardInterrupt
+    assert storage.files(place).keys() <= {f"artifacts/{out.name}-{out.id}/checkpoint"}  # nothing is uploaded
+    with other.writing() as elsewhere:
+        assert not (elsewhere / "checkpoint").exists(), "another run's"
+    with out.writing() as again:
+        assert (again / "checkpoint").read_bytes() == b"c"
+    assert (out.local() / "checkpoint").read_bytes() == b"c"
+    assert storage.is_local(place) or not again.exists()
+
+
 def test_the_first_manifest_stands(place: str) -> None:
     out = artifact(place, "x", {"a": 1})
     first = out.commit({}, 1.0, {"by": "first"})

@@ -37,6 +37,13 @@ def test_a_node_that_does_not_see_the_directory() -> None:
     assert (well.mark, ill.mark) == ("ok", "fail") and "10.0.0.2 (it does not see)" in ill.found
 
 
+def test_a_directory_for_temporary_files_that_is_not_shared() -> None:
+    assert doctor_cluster.shared([NODE | {"shares_temporary": True}], "/tmp").mark == "ok"
+    apart = [NODE | {"shares_temporary": True}, NODE | {"ip": "10.0.0.2", "shares_temporary": False}]
+    check = doctor_cluster.shared(apart, "/tmp")
+    assert check.mark == "warn" and "10.0.0.2" in check.found and "TMPDIR" in check.do
+
+
 def test_mixed_nodes_are_named() -> None:
     other = NODE | {"ip": "10.0.0.2", "python": "3.12.1", "versions": NODE["versions"] | {"ray": "2.59.0"}}
     found = {check.name: check for check in doctor_cluster.same([NODE, other, NODE | {"ip": "10.0.0.3"}])}
@@ -59,10 +66,11 @@ def test_silent_idle_and_mixed_gpus_and_small_nodes() -> None:
 
 
 def test_what_a_node_tells_of_itself(tmp_path: Any) -> None:
-    told = survey.node("", "", ["ray", "no-such-package"])
+    told = survey.node("", "", ["ray", "no-such-package"], str(tmp_path))
     assert told["versions"]["ray"] and "no-such-package" not in told["versions"]
     assert told["memory"] >= told["memory_available"] > 0 and told["disk"] > 0 and told["sees"] is None
+    assert told["shares_temporary"]
     stored = survey._write(str(tmp_path))
     assert stored["whole"] and stored["create_only"]
-    assert survey.node(str(tmp_path), stored["written"], [])["sees"] == ""
-    assert "does not see" in survey.node(str(tmp_path / "elsewhere"), stored["written"], [])["sees"]
+    assert survey.node(str(tmp_path), stored["written"], [], "")["sees"] == ""
+    assert "does not see" in survey.node(str(tmp_path / "elsewhere"), stored["written"], [], "")["sees"]

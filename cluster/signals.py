@@ -24,6 +24,10 @@ _forks = threading.local()  # .apart: whether what this thread forks gets a proc
 _asked: list[BaseException] = []  # the interruptions that came, first one first
 
 
+class Left(SystemExit):
+    """The end of a command that only watched: what it watched goes on, and what is to be said of that is said."""
+
+
 @contextmanager
 def interruptible() -> Iterator[None]:
     """In the block, in the main thread: SIGINT raises KeyboardInterrupt, SIGTERM SystemExit(143), and an error that
@@ -35,7 +39,7 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if _asked and error is not _asked[0]:
+        if _asked and error is not _asked[0] and not isinstance(error, Left):
             raise _asked[0] from error
         raise
     finally:

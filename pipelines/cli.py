@@ -244,6 +244,8 @@ def main() -> None:
     try:
         with signals.interruptible():
             app()
+    except signals.Left:
+        raise
     except (KeyboardInterrupt, SystemExit) as ended:  # typer turns most of the first into the second
         status: Any = 130 if isinstance(ended, KeyboardInterrupt) else ended.code
         if status in STOPPED:

@@ -40,8 +40,8 @@ Env = Annotated[list[str] | None, Opt("--env", help="NAME=VALUE for the job, no 
 Autoscaled = Annotated[bool, Opt("--autoscaled", help="The cluster adds GPU nodes as work asks for them.")]
 Kuberay = Annotated[bool, Opt("--kuberay", help="On Kubernetes: a RayJob with a cluster of its own.")]
 Namespace = Annotated[str | None, Opt(help="With --kuberay: the namespace; else the context's own.")]
-Context = Annotated[str | None, Opt(help="With --kuberay: the kubeconfig's context.")]
-Image = Annotated[str | None, Opt(help="With --kuberay: the image of every pod.")]
+Context = Annotated[str | None, Opt("--context", help="With --kuberay: the kubeconfig's context.")]
+Image = Annotated[str | None, Opt(help="With --kuberay, and needed there: the image of every pod.")]
 DryRun = Annotated[bool, Opt("--dry-run", help="With --kuberay: print the objects, checked; change nothing.")]
 JobId = Annotated[str, typer.Argument(help="The job's id, as `regrow jobs` lists it.")]
 
@@ -69,7 +69,8 @@ def submit(
     if kuberay:
         from pipelines import submitting_kuberay
 
-        status = submitting_kuberay.submit(read, until, image, namespace, context, dry_run, detach)
+        with _left_running():
+            status = submitting_kuberay.submit(read, until, image, namespace, context, dry_run, detach)
         raise typer.Exit(status)
     if dry_run or namespace or context or image:
         raise recipe_file.BadInput("--dry-run, --namespace, --context and --image are for --kuberay; give it with them")
@@ -87,16 +88,16 @@ def submit(
 
 @jobs.callback(epilog=JOBS)
 def list_jobs(
-    context: typer.Context, address: Address = None, token_file: Token = None, kuberay: Kuberay = False,
-    namespace: Namespace = None,
+    called: typer.Context, address: Address = None, token_file: Token = None, kuberay: Kuberay = False,
+    namespace: Namespace = None, context: Context = None,
 ) -> None:  # fmt: skip
     """List regrow's jobs on a cluster, the newest first."""
-    if context.invoked_subcommand is not None:
+    if called.invoked_subcommand is not None:
         return
     if kuberay:
         from pipelines import submitting_kuberay
 
-        submitting_kuberay.show(namespace)
+        submitting_kuberay.show(namespace, context)
         return
     from cluster.jobs.submit import jobs as there
 
@@ -111,13 +112,15 @@ def list_jobs(
 def logs(
     job: JobId, address: Address = None, token_file: Token = None,
     no_follow: Annotated[bool, Opt("--no-follow", help="What is there, and no more.")] = False,
-    kuberay: Kuberay = False, namespace: Namespace = None,
+    kuberay: Kuberay = False, namespace: Namespace = None, context: Context = None,
 ) -> None:  # fmt: skip
     """Show a job's log until it ends; exit status is the job's."""
     if kuberay:
         from pipelines import submitting_kuberay
 
-        raise typer.Exit(submitting_kuberay.logs(job, namespace, not no_follow))
+        with _left_running():
+            status = submitting_kuberay.logs(job, namespace, not no_follow, context)
+        raise typer.Exit(status)
     client = connected(address, token_file)
     _known(client, job)
     if no_follow:
@@ -129,14 +132,13 @@ def logs(
 @jobs.command(epilog="Example: `regrow jobs stop mine-1a2b3c4d-1 --address http://head:8265`")
 def stop(
     job: JobId, address: Address = None, token_file: Token = None, kuberay: Kuberay = False,
-    namespace: Namespace = None,
+    namespace: Namespace = None, context: Context = None,
 ) -> None:  # fmt: skip
     """Stop a job; the same recipe submitted again goes on from what it has done."""
     if kuberay:
         from pipelines import submitting_kuberay
 
-        submitting_kuberay.stop(job, namespace)
-        return
+        raise typer.Exit(submitting_kuberay.stop(job, namespace, context))
     client = connected(address, token_file)
     if _known(client, job).ended:
         _say(f"job {job} is over already")
@@ -150,7 +152,7 @@ def stop(
 def _follow(client: Any, job_id: str) -> int:
     from cluster.jobs import follow
 
-    with _detached(f"regrow jobs logs {job_id} --address {client.get_address()}"):
+    with _left_running(f"the job goes on; `regrow jobs logs {job_id} --address {client.get_address()}` follows it"):
         ended = follow.follow(client, job_id, _write, _say)
     took = f" after {ended.end - ended.start:,.0f} s" if ended.start and ended.end else ""
     _say(f"job {job_id}: {ended.status.lower()}{took}{_why(ended)}")
@@ -158,13 +160,16 @@ def _follow(client: Any, job_id: str) -> int:
 
 
 @contextmanager
-def _detached(how: str) -> Iterator[None]:
-    """Ctrl-C leaves the job alone and says `how` it is followed again."""
+def _left_running(said: str = "") -> Iterator[None]:
+    """Ctrl-C or SIGTERM within leaves the job alone: `said` tells so, where nothing has yet."""
+    from cluster.signals import Left
+
     try:
         yield
-    except KeyboardInterrupt:
-        _say(f"the job goes on; `{how}` follows it")
-        raise typer.Exit(130) from None
+    except (KeyboardInterrupt, SystemExit) as stopped:
+        if said:
+            _say(said)
+        raise Left(130 if isinstance(stopped, KeyboardInterrupt) else stopped.code) from None
 
 
 def connected(address: str | None, token_file: Path | None) -> Any:
@@ -230,6 +235,8 @@ def _write(text: str) -> None:
 
 
 def _say(text: str) -> None:
+    from rich.markup import escape
+
     from pipelines.screen import say
 
-    say(text)
+    say(escape(text))

@@ -158,6 +158,7 @@ def test_ctrl_c_leaves_the_job_running(cluster: Started, call: Call, recipe: Pat
         assert process.wait(60) == 130
     said = (tmp_path / "log").read_text()
     assert "the job goes on" in said and "Traceback" not in said
+    assert "the same command goes on" not in said  # it would be refused while the job runs
     job = listed(call, "left-")[0]
     assert job[1] == "running"
     call("jobs", "stop", job[0])

@@ -51,7 +51,7 @@ class Started:
         self.nodes.append(made)
         return made
 
-    def up(self, nodes: int, timeout: float = 120) -> None:
+    def up(self, nodes: int, timeout: float = 600) -> None:
         """Wait until so many nodes are there."""
         deadline = time.monotonic() + timeout
         while self.there() < nodes:

@@ -57,4 +57,7 @@ def there() -> int:
     as the environment variable `PROMISED` says."""
     import ray
 
-    return max(int(ray.cluster_resources().get("GPU", 0)), int(os.environ.get(PROMISED) or 0))
+    promised = os.environ.get(PROMISED) or "0"
+    if not promised.isdigit():
+        raise ValueError(f"{PROMISED}={promised!r} is no number of GPUs")
+    return max(int(ray.cluster_resources().get("GPU", 0)), int(promised))

@@ -12,18 +12,22 @@ KINDS = {
     "an AWS access key id": r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
     "a Hugging Face token": r"\bhf_[A-Za-z0-9]{20,}",
     "a GitHub token": r"\b(?:gh[pousr]_[A-Za-z0-9]{30,}|github_pat_[A-Za-z0-9_]{40,})",
-    "an API key": r"\bsk-[A-Za-z0-9_-]{20,}",
+    "a GitLab token": r"\bglpat-[A-Za-z0-9_-]{16,}",
+    "an API key": r"(?<![\w/-])sk-[A-Za-z0-9_-]*[A-Za-z0-9_]{16,}",
     "a Google API key": r"\bAIza[A-Za-z0-9_-]{35}",
     "a Slack token": r"\bxox[abprs]-[A-Za-z0-9-]{10,}",
     "a JSON web token": r"\beyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.",
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
-    "a signed URL": r"[?&](?:X-Amz-Signature|X-Goog-Signature|sig)=[^&\s]{16,}",
-    "a bearer token": r"(?i)\bbearer\s+[A-Za-z0-9._~+/-]{20,}",
-    "a password in a URL": r"[A-Za-z][A-Za-z0-9+.-]*://[^/\s:@]*:(?!\d+/)[^\s@]+@",
+    "a signed URL": r"[?&](?:X-Amz-Signature|X-Goog-Signature|Signature|sig)=[^&\s]{16,}",
+    "a bearer token": r"(?i)\b(?:bearer|basic)\s+[A-Za-z0-9._~+/-]{20,}",
+    "an account's key": r"\bAccountKey=[A-Za-z0-9+/=]{16,}",
+    "a password in a URL": r"[A-Za-z][A-Za-z0-9+.-]*://[^/\s:@]*:(?!\d+/)[^\s@?#,]+@",
 }
 _VALUES = {kind: re.compile(form) for kind, form in KINDS.items()}
 _NAME = re.compile(
-    r"(?:^|[_.-])(?:key|token|secret|passw(?:or)?d|passphrase|credentials?|apikey|access[_-]?key(?:[_-]id)?)$", re.I
+    r"(?:^|[_.-])(?:key|token|secret|passw(?:or)?d|pass|pat|passphrase|credentials?|access[_-]?key(?:[_-]id)?"
+    r"|connection[_-]string)$|(?:passw(?:or)?d|apikey|secretkey)$|secret[_-]?key",
+    re.I,
 )
 _HUMPS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 WAY = (

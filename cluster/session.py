@@ -61,6 +61,7 @@ def session(address: str, cpus: int | None, gpus: int | None = None) -> Iterator
             os.environ.setdefault(name, value)
         options |= {"num_cpus": cpus or max(8, os.cpu_count() or 1), "include_dashboard": False}
         options |= {"object_store_memory": OBJECT_STORE}
+        os.environ.pop(PROMISED, None)  # it speaks of another cluster; this one will have no more than it has
     elif gpus:
         os.environ[PROMISED] = str(gpus)
     # In a Ray job, which has an environment already: where both name a variable, they name the same.

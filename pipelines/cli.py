@@ -121,19 +121,25 @@ def clean(
 )
 def doctor(
     recipe: Annotated[str | None, typer.Argument(help="Check for this recipe: its directory and port.")] = None,
+    overrides: Overrides = None,
     fast: Annotated[bool, typer.Option("--fast", help="Leave out the import of vLLM.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     address: Annotated[str | None, typer.Option(help="Look at every node of this cluster instead.")] = None,
     token_file: cli_submit.Token = None,
     storage: Annotated[str | None, typer.Option(help="With --address: try to write here; else the run_dir.")] = None,
+    env: cli_submit.Env = None,
+    autoscaled: cli_submit.Autoscaled = False,
 ) -> None:
     """Look at what this machine, or a Ray cluster, has and what is missing; exit status 1 where a run would fail."""
     from pipelines import doctor as surgery
     from pipelines import doctor_cluster, recipe_file
 
-    read, checks = recipe_file.load(recipe) if recipe else None, []
+    read, checks = recipe_file.load(recipe, overrides or []) if recipe else None, []
     if address:
-        found = doctor_cluster.examine(cli_submit.connected(address, token_file), read, storage)
+        client = cli_submit.connected(address, token_file)
+        found = doctor_cluster.examine(client, read, storage, cli_submit.environment(env), autoscaled)
+    elif token_file or storage or env or autoscaled:
+        raise recipe_file.BadInput("--token-file, --storage, --env and --autoscaled are for a cluster; give --address")
     else:
         found = surgery.examine(read, fast)
     for check in found:

@@ -78,7 +78,7 @@ def submit(
     client = connected(address, token_file)
     from pipelines import submitting
 
-    how = submitting.How(until, code == "project", tuple(cluster_path or ()), _environment(env or []), autoscaled)
+    how = submitting.How(until, code == "project", tuple(cluster_path or ()), environment(env), autoscaled)
     job_id = submitting.submit(client, read, how, _say)
     follow_up = f"--address {client.get_address()}"
     _say(f"job {job_id}; `regrow jobs logs {job_id} {follow_up}` shows its log, `regrow jobs stop {job_id} …` stops it")
@@ -93,6 +93,12 @@ def list_jobs(
 ) -> None:  # fmt: skip
     """List regrow's jobs on a cluster, the newest first."""
     if called.invoked_subcommand is not None:
+        given = ("address", "token_file", "kuberay", "namespace", "context")
+        if any(getattr(called.get_parameter_source(name), "name", "") == "COMMANDLINE" for name in given):
+            from pipelines.recipe_file import BadInput
+
+            verb = called.invoked_subcommand
+            raise BadInput(f"options go behind the verb: regrow jobs {verb} JOB --address http://HOST:8265")
         return
     if kuberay:
         from pipelines import submitting_kuberay
@@ -124,7 +130,9 @@ def logs(
     client = connected(address, token_file)
     _known(client, job)
     if no_follow:
-        typer.echo(client.get_job_logs(job), nl=False)
+        from cluster.jobs import follow
+
+        typer.echo(follow.log(client, job), nl=False)
         return
     raise typer.Exit(_follow(client, job))
 
@@ -202,12 +210,13 @@ def _check_code(code: str) -> None:
         raise BadInput(f"--code {code!r}{nearest(code, ['project', 'image'])}; give project or image")
 
 
-def _environment(words: list[str]) -> dict[str, str]:
+def environment(words: list[str] | None) -> dict[str, str]:
+    """The variables of --env. Raises BadInput, for secrets too."""
     from cluster import secrets
     from pipelines.recipe_file import BadInput
 
     made = {}
-    for word in words:
+    for word in words or []:
         name, sign, value = word.partition("=")
         if not sign or not re.fullmatch(r"[A-Za-z_]\w*", name):
             raise BadInput(f"--env {name!r} is not NAME=VALUE")

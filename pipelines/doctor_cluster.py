@@ -27,13 +27,18 @@ SECONDS = 300.0  # that the job may take
 Facts = dict[str, Any]
 
 
-def examine(client: Any, recipe: Recipe | None, directory: str | None) -> Iterator[Check]:
-    """Every check of the cluster. `directory` is written to and read from; by default the recipe's run_dir."""
+def examine(
+    client: Any, recipe: Recipe | None, directory: str | None, environment: dict[str, str], autoscaled: bool
+) -> Iterator[Check]:
+    """Every check of the cluster. `directory` is written to and read from; by default the recipe's run_dir.
+    `environment` and `autoscaled` as a job would be submitted with."""
     where = directory or (place.home(recipe) if recipe and recipe.run_dir else "")
     asked = {r.name: r for line in importlib.metadata.requires("regrow") or [] if not (r := Requirement(line)).marker}
-    found = ask(client, where, sorted(map(canonicalize_name, asked)))
+    found = ask(client, where, sorted(map(canonicalize_name, asked)), environment)
     there = found["nodes"]
     yield nodes(there)
+    if all("error" in one for one in there):
+        return
     answered = [one for one in there if "error" not in one]
     yield from same(answered)
     yield from packages(answered, asked)
@@ -43,16 +48,16 @@ def examine(client: Any, recipe: Recipe | None, directory: str | None) -> Iterat
     yield from kept(found["storage"], answered, where)
     yield shared(answered, found["temporary"])
     if recipe:
-        yield wanted(client, recipe)
+        yield wanted(client, recipe, autoscaled)
 
 
-def ask(client: Any, directory: str, names: list[str]) -> Facts:
+def ask(client: Any, directory: str, names: list[str], environment: dict[str, str]) -> Facts:
     """The survey of the cluster, made by a job. Raises RuntimeError where the job does not end well."""
     with tempfile.TemporaryDirectory(prefix="regrow-doctor-") as folder:
         for room in ROOMS[:1]:
             shutil.copytree(CODE / room, Path(folder) / room, ignore=shutil.ignore_patterns("__pycache__", "crds"))
         command = shlex.join(["python", "-m", "cluster.survey", directory, ",".join(names)])
-        job_id = client.submit_job(entrypoint=command, runtime_env={"working_dir": folder})
+        job_id = client.submit_job(entrypoint=command, runtime_env={"working_dir": folder, "env_vars": environment})
     until = time.monotonic() + SECONDS
     while not (told := follow.told(client, job_id)).ended and time.monotonic() < until:
         time.sleep(0.3)
@@ -187,10 +192,10 @@ def shared(there: list[Facts], place: str) -> Check:
     return Check("temporary files", "ok", f"{place} is the same on every node")
 
 
-def wanted(client: Any, recipe: Recipe) -> Check:
+def wanted(client: Any, recipe: Recipe, autoscaled: bool) -> Check:
     """The GPUs that the recipe asks for."""
     try:
-        submitting.check_gpus(recipe, connect.nodes(client))
+        submitting.check_gpus(recipe, connect.nodes(client), autoscaled)
     except BadInput as error:
         found, _, do = str(error).partition(". ")
         return Check("recipe's GPUs", "fail", found, do)

@@ -9,7 +9,7 @@ from typing import Any
 from cluster import storage
 from cluster.artifacts import Artifact, digest_of
 from pipelines import few_shot, lm_tasks, models, prepare
-from pipelines.recipe import Recipe, Student
+from pipelines.recipe import NAMED_SETS, Recipe, Student
 
 FORMATS = {"prepare": 4, "prune": 1, "generate": 3, "train": 4, "evaluate": 1}
 WEIGHTS = (".safetensors", ".bin", ".json", ".model", ".jinja")
@@ -25,7 +25,7 @@ class Shaped:
     def prepare(self) -> dict[str, Any]:
         """Data sets, their files' content, whether students need references, and the seed where rows are generated."""
         part = [d.model_dump(exclude={"source", "test_source"}) for d in self.recipe.dataset]
-        named = [d.source for d in self.recipe.dataset if d.source in ("tiny-tasks", "gsm8k-sample")]
+        named = [d.source for d in self.recipe.dataset if d.source in NAMED_SETS]
         found = {}
         for name, url in prepare.sources(self.recipe).items():
             try:

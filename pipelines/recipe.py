@@ -9,6 +9,7 @@ from serving.settings import Bounds, Dtype
 # Distilling step-by-step (dsbs, arXiv 2305.02301) comes with its baselines: the label alone, and both in one output.
 DISTILLED = ("dsbs", "label", "rationale_then_label", "label_then_rationale")
 OBJECTIVES = ("none", "sft", "sdd", *DISTILLED)
+NAMED_SETS = ("tiny-tasks", "gsm8k-sample")  # sources that are no files
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 
 

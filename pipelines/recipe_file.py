@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from cluster import secrets
 from pipelines import few_shot
-from pipelines.recipe import Recipe
+from pipelines.recipe import NAMED_SETS, Recipe
 
 PACKAGED = Path(__file__).parent / "recipes"
 
@@ -113,8 +113,9 @@ def _override(content: dict[str, Any], override: str) -> None:
     """Apply `a.b=value` in place; list entries are named by position or by their `name`."""
     path, sign, text = override.partition("=")
     keys = path.strip().split(".")
+    shown = "…" if secrets.kind(path) else path  # what follows the sign may be a secret
     if not sign or not all(keys):
-        raise BadInput(f"override {override!r} is not section.field=value; for example prune.layers=2")
+        raise BadInput(f"override {shown!r} is not section.field=value; for example prune.layers=2")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -125,14 +126,14 @@ def _override(content: dict[str, Any], override: str) -> None:
         if isinstance(at, list):
             entry = next((i for i, e in enumerate(at) if key in (str(i), str(e.get("name")))), None)
             if entry is None:
-                raise BadInput(f"override {override!r}: {'.'.join(keys[:depth])} has no entry {key!r}")
+                raise BadInput(f"override {shown!r}: {'.'.join(keys[:depth])} has no entry {key!r}")
             at = at[entry]
         elif last:
             at[key] = value
         else:
             at = at.setdefault(key, {})
         if not last and not isinstance(at, dict | list):
-            raise BadInput(f"override {override!r}: {'.'.join(keys[: depth + 1])} is no section")
+            raise BadInput(f"override {shown!r}: {'.'.join(keys[: depth + 1])} is no section")
 
 
 def _anchor(content: dict[str, Any], folder: Path) -> None:
@@ -151,7 +152,7 @@ def _anchor(content: dict[str, Any], folder: Path) -> None:
     for dataset in content.get("dataset", []) if isinstance(content.get("dataset"), list) else []:
         if isinstance(dataset, dict):
             for key in {"source", "test_source"} & dataset.keys():
-                named = dataset[key] in ("tiny-tasks", "gsm8k-sample")
+                named = dataset[key] in NAMED_SETS
                 dataset[key] = dataset[key] if named else anchored(dataset[key], always=True)
     written = content.get("generate")
     if isinstance(written, dict) and written.get("rationale_prompt") not in (None, *few_shot.PACKAGED):

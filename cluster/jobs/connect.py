@@ -5,6 +5,7 @@ docs.ray.io, "Ray Jobs Python SDK" and "Ray token authentication". The token goe
 
 import importlib.metadata
 import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,18 +66,26 @@ def nodes(client: Any) -> list[Node]:
 def _token(file: Path | None) -> str:
     told, path = os.environ.get("RAY_AUTH_TOKEN", ""), os.environ.get("RAY_AUTH_TOKEN_PATH")
     if file is None and told:
-        return told.strip()
+        return _checked(told, "RAY_AUTH_TOKEN")
     place = file or (Path(path) if path else Path.home() / ".ray" / "auth_token")
     try:
-        token = place.read_text(encoding="utf8").strip()
+        token = place.read_text(encoding="utf8")
     except FileNotFoundError:
         if file or path:
             raise ValueError(f"token file {place} does not exist") from None
         return ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"token file {place} cannot be read: {error}") from None
-    if not token or any(letter.isspace() for letter in token):
-        raise ValueError(f"token file {place} does not hold one token: one line without blanks")
+    except UnicodeDecodeError:
+        raise ValueError(f"token file {place} is no text") from None
+    except OSError as error:
+        raise ValueError(f"token file {place} cannot be read: {error.strerror}") from None
+    return _checked(token, f"token file {place}")
+
+
+def _checked(token: str, where: str) -> str:
+    """The token, which no message shows."""
+    token = token.strip()
+    if not re.fullmatch(r"[\x21-\x7e]+", token):
+        raise ValueError(f"{where} does not hold one token: one line of letters, digits and signs, without blanks")
     return token
 
 

@@ -1,9 +1,12 @@
 """One regrow run as Ray jobs: each submission is a job of its own, and all of one run carry the run's id."""
 
 import hashlib
+import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from cluster import storage
 
 RUN = "regrow.run"  # keys of a job's metadata
 NAME = "regrow.name"
@@ -33,7 +36,9 @@ def run_id(name: str, run_dir: str) -> str:
     """What identifies a run on any cluster: its name and where its artifacts go. So the same recipe submitted again,
     to the same cluster or another, is the same run and goes on from what is there."""
     word = re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")[:40]
-    return f"{word}-{hashlib.sha256(run_dir.rstrip('/').encode()).hexdigest()[:8]}"
+    local = storage.is_local(run_dir)
+    where = os.path.normpath(run_dir.removeprefix("file://")) if local else run_dir.replace("s3a://", "s3://", 1)
+    return f"{word}-{hashlib.sha256(where.rstrip('/').encode()).hexdigest()[:8]}"
 
 
 def jobs(client: Any) -> list[Job]:
@@ -61,7 +66,7 @@ def submit(client: Any, folder: Path, entrypoint: str, run: str, name: str, envi
         raise ValueError(f"this run is under way as job {going.id} ({going.status.lower()})")
     numbers = [int(one.id.rpartition("-")[2]) for one in before if one.id.rpartition("-")[2].isdigit()]
     job_id = f"{run}-{max(numbers, default=0) + 1}"
-    # Ray would leave out of the package what a .gitignore above it names, and the working directory holds no such file.
+    os.environ.setdefault("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "1")  # such a file in the folder speaks of git alone
     what: dict[str, Any] = {"working_dir": str(folder), "env_vars": environment}
     metadata = {RUN: run, NAME: name}
     try:

@@ -65,6 +65,13 @@ def test_silent_idle_and_mixed_gpus_and_small_nodes() -> None:
     assert marks(doctor_cluster.rooms([NODE, NODE | {"ray_cpus": 0.0, "ray_gpus": 0.0, "disk": 1e8}])) == ["ok"] * 3
 
 
+def test_where_nobody_answers_that_is_all_there_is_to_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    silent = {"nodes": [{**NODE, "error": "no answer"}], "storage": {}, "temporary": "/tmp"}
+    monkeypatch.setattr(doctor_cluster, "ask", lambda *_: silent)
+    (check,) = doctor_cluster.examine(None, None, None, {}, False)
+    assert check.mark == "fail" and "no answer from 10.0.0.1" in check.found
+
+
 def test_what_a_node_tells_of_itself(tmp_path: Any) -> None:
     told = survey.node("", "", ["ray", "no-such-package"], str(tmp_path))
     assert told["versions"]["ray"] and "no-such-package" not in told["versions"]

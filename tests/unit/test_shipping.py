@@ -1,5 +1,6 @@
 """What travels with a job, and that the recipe reads back the same on the other side."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,8 @@ def test_files_go_along_under_paths_of_the_job(mine: Path, tmp_path: Path) -> No
     folder.mkdir()
     said = shipping.pack(recipe_file.load(str(mine)), folder, code=False)
     there = recipe_file.load(str(folder / "recipe.toml"))  # as the job reads it
-    assert said == ["run_dir s3://bucket/mine"]
+    assert said[0] == "run_dir s3://bucket/mine"
+    assert sum("goes along, 0.0 MiB" in sentence for sentence in said) == 5  # the tasks' folder once
     assert Path(there.teacher.model, "config.json").read_text() == "model/config.json"
     assert Path(there.dataset[0].source).read_text() == "data/rows.jsonl"
     assert Path(there.dataset[0].test_source or "").read_text() == "data/test.jsonl"
@@ -80,6 +82,42 @@ def test_too_much_is_refused_with_the_way_out(mine: Path, tmp_path: Path) -> Non
         shipping.pack(recipe_file.load(str(mine)), folder, False)
 
 
-def test_a_run_dir_that_goes_with_the_job_is_refused() -> None:
+def test_paths_of_overrides_are_from_here(mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "job"
+    folder.mkdir()
+    (tmp_path / "other.jsonl").write_text("other")
+    monkeypatch.chdir(tmp_path)
+    shipping.pack(recipe_file.load(str(mine), ["dataset.rows.source=other.jsonl"]), folder, False)
+    there = recipe_file.load(str(folder / "recipe.toml"))
+    assert Path(there.dataset[0].source).read_text() == "other"
+    with pytest.raises(BadInput, match=r"nowhere\.jsonl: there is no such file here"):
+        shipping.pack(recipe_file.load(str(mine), ["dataset.rows.source=nowhere.jsonl"]), folder, False)
+
+
+def test_beside_a_task_hidden_files_stay_and_links_count(mine: Path, tmp_path: Path) -> None:
+    (tmp_path / "tasks" / ".env").write_text("HIDDEN=1")
+    (tmp_path / "tasks" / ".ssh").mkdir()
+    (tmp_path / "tasks" / ".ssh" / "id").write_text("hidden")
+    (tmp_path / "tasks" / ".gitignore").write_text("*.yaml")
+    (tmp_path / "tasks" / "broken").symlink_to("/nowhere")
+    (tmp_path / "tasks" / "linked.jsonl").symlink_to(tmp_path / "data" / "rows.jsonl")
+    os.mkfifo(tmp_path / "tasks" / "pipe")
+    folder = tmp_path / "job"
+    folder.mkdir()
+    shipping.pack(recipe_file.load(str(mine)), folder, False)
+    (tasks,) = folder.glob("files/*/tasks")
+    assert {path.name for path in tasks.iterdir()} == {"one.yaml", "two.yaml", "rows.jsonl", "linked.jsonl"}
+    assert (tasks / "linked.jsonl").read_text() == "data/rows.jsonl" and not (tasks / "linked.jsonl").is_symlink()
+
+
+def test_a_secret_beside_a_task_is_refused_unshown(mine: Path, tmp_path: Path) -> None:
+    (tmp_path / "tasks" / "notes.txt").write_text("key: hf_" + "plantedXYZ" * 3)
+    with pytest.raises(BadInput, match=r"notes\.txt holds a Hugging Face token") as refused:
+        shipping.pack(recipe_file.load(str(mine)), tmp_path / "job", False)
+    assert "planted" not in str(refused.value)
+
+
+@pytest.mark.parametrize("run_dir", ["", "runs/mine"])
+def test_a_run_dir_that_goes_with_the_job_is_refused(run_dir: str) -> None:
     with pytest.raises(BadInput, match="give run_dir=s3://BUCKET/quickstart"):
-        shipping.check_run_dir(recipe_file.load("quickstart"))
+        shipping.check_run_dir(recipe_file.load("quickstart", [f"run_dir={run_dir}"]))

@@ -4,9 +4,11 @@ What is exact, computed and assumed stays apart: parameters are exact, memory fo
 hours from the assumptions (`assumptions`) that the plan prints with their values.
 """
 
+from math import isfinite
 from typing import Any
 
 from cluster.gpus import GPUS
+from pipelines import needs
 from pipelines.lm_tasks import named
 from pipelines.planning import capacity, costs, known, stages
 from pipelines.planning.assumptions import CAPACITY, Assumptions
@@ -15,6 +17,7 @@ from pipelines.planning.lm_sizes import SIZES
 from pipelines.planning.memory import Memory
 from pipelines.planning.work import Work
 from pipelines.recipe import Recipe
+from pipelines.recipe_file import BadInput
 from pipelines.run import STAGES
 
 
@@ -22,7 +25,12 @@ def plan(recipe: Recipe, assumed: Assumptions, price: float | None = None, until
     """The plan of all stages up to `until`, as `--json` prints it. Memory in bytes, `price` in any currency for
     one GPU's hour.
 
-    Raises BadInput where the teacher's configuration or local data cannot be had."""
+    Raises BadInput where the teacher's configuration or local data cannot be had, or `price` is no price."""
+    if price is not None and not (isfinite(price) and price >= 0):
+        raise BadInput(
+            f"--gpu-hour-price {price}: not a price; give what one GPU costs an hour as a number of 0 or more, for "
+            "example --gpu-hour-price 3"
+        )
     k = known.know(recipe, assumed)
     asked = STAGES[: STAGES.index(until) + 1]
     memories = [one for one in costs.memories(k) if one.what.partition(":")[0] in asked]
@@ -40,6 +48,7 @@ def plan(recipe: Recipe, assumed: Assumptions, price: float | None = None, until
         "stages": [row for row in rows if row["stage"] in asked],
         "memory": [one.plain() for one in memories],
         "host_memory": round(costs.host(k)),
+        "head_memory": round(costs.on_cpus(k)) if k.head_prunes and "prune" in asked else None,
         "work": [one.plain() for one in works],
         "total": total(k, works, price),
         "capacity": able,
@@ -48,7 +57,7 @@ def plan(recipe: Recipe, assumed: Assumptions, price: float | None = None, until
             for name, field in Assumptions.model_fields.items()
             if able or name not in CAPACITY
         ],
-        "notes": [*([why] if why else []), *notes(k, memories)],
+        "notes": [*([why] if why else []), *notes(k, memories), *(_head(k) if "prune" in asked else [])],
     }
 
 
@@ -97,3 +106,19 @@ def notes(k: Known, memories: list[Memory]) -> list[str]:
             f"teacher.max_model_len is less than a mean prompt and generate.max_tokens ({longest:,.0f} tokens)"
         )
     return found
+
+
+def _head(k: Known) -> list[str]:
+    """What there is to say where the driver, which prunes, is or may come to be on a head without a GPU."""
+    if k.head_prunes:
+        return [
+            f"the driver prunes; with cluster.address = {k.recipe.cluster.address!r} it is on the head, which "
+            "`regrow k8s render` gives no GPU: in fp32 on its CPUs. How long is not known: no sum of hours holds it"
+        ]
+    if not needs.wants_gpus(k.recipe):
+        return []
+    return [
+        "pruning is that of one machine (cluster.address = 'local'); on Kubernetes the head does it, without a GPU, "
+        f"in fp32 on its CPUs, {costs.on_cpus(k) / 1e9:,.1f} GB of main memory for the weights; plan that with "
+        "cluster.address=auto"
+    ]

@@ -12,6 +12,7 @@ from math import ceil, inf
 from typing import Any, NamedTuple
 
 from pipelines.planning import costs, work
+from pipelines.planning.amounts import Amount
 from pipelines.planning.known import Known
 from pipelines.planning.work import Engine
 from pipelines.recipe_file import BadInput
@@ -74,7 +75,7 @@ def capacity(k: Known, price: float | None = None) -> dict[str, Any] | None:
         "written_tokens": round(load.written, 1),
         "sequences": round(sequences, 1),
         "seats": one.seats,
-        "decoding_bound_by": max(step, key=lambda name: step[name]),
+        "decoding_bound_by": work.bound(step),
         "tokens_per_second": {"engine": round(rate, 1), "all": round(rate * (gpus // split), 1)},
         "volumes": [volume(load, gpus, tokens, price) for tokens in VOLUMES],
         "resources": [
@@ -86,15 +87,15 @@ def capacity(k: Known, price: float | None = None) -> dict[str, Any] | None:
 
 
 def loaded(k: Known) -> Load:
-    """The load that the recipe's rows are: means over all train rows, or the assumed ones where it has none."""
+    """The load that the recipe's rows are: means over all train rows, or a row of assumed lengths where it has none."""
     assert k.gpu is not None
     settings, mode = k.recipe.generate, (k.writes or ["self_distill"])[0]
-    rows, read, written = costs.volume(k, mode)
-    if not rows:
-        a = k.assumed
-        read, written = a.question_tokens + a.chat_tokens, min(a.reference_tokens, settings.max_tokens)
     engine = costs.served(k, k.gpu, k.teacher.layers, settings.max_num_seqs)
-    return Load(engine, read / (rows or 1), written / (rows or 1), settings.max_tokens, settings.shard_rows)
+    if not any(a.train for a in k.rows):
+        lengths = k.assumed.question_tokens, k.assumed.reference_tokens
+        k = k._replace(rows=[Amount("", 1, 0, *lengths, "assumed")])
+    rows, read, written = costs.volume(k, mode)
+    return Load(engine, read / rows, written / rows, settings.max_tokens, settings.shard_rows)
 
 
 def nodes(load: Load, gpus: int) -> int:

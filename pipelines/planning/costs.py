@@ -17,10 +17,12 @@ WRITTEN = {"self_distill": "rewrites", "rationale": "rationales"}
 
 
 def memories(k: Known) -> list[Memory]:
-    """What one GPU holds in each stage; students that are alike share a row."""
+    """What one GPU holds in each stage that has one; students that are alike share a row."""
     gpu = k.gpu.memory if k.gpu else None
-    stored = BYTES["bfloat16" if k.gpu else "float32"]
-    found = [replace(memory.measuring(k.teacher, stored, k.gpus, k.assumed, gpu), what="prune: measuring")]
+    found = []
+    if not k.head_prunes:
+        stored = BYTES["bfloat16" if k.gpu else "float32"]
+        found.append(replace(memory.measuring(k.teacher, stored, k.gpus, k.assumed, gpu), what="prune: measuring"))
     if k.writes:
         found.append(_engine(k, "generate: teacher", k.teacher.layers, k.recipe.generate.max_num_seqs))
     over, alike = (k.recipe.cluster.workers, k.recipe.cluster.replicas), dict[tuple[Any, ...], list[Student]]()
@@ -44,14 +46,21 @@ def _engine(k: Known, what: str, layers: int, seats: int) -> Memory:
 
 
 def host(k: Known) -> float:
-    """Bytes of main memory of the node that runs every worker, and of the one that prunes."""
+    """Bytes of main memory of the node that runs every worker; where the head does not prune, of the same machine while
+    it prunes: the teacher as it is stored, or in fp32 where no GPU measures it."""
     stored, workers = BYTES[k.teacher.dtype], k.recipe.cluster.workers
     trained = [memory.host(k.teacher, k.kept, s, stored, workers) for s in k.students]
-    return max([float(k.teacher.parameters() * stored), *trained])
+    pruning = 0.0 if k.head_prunes else float(k.teacher.parameters() * stored) if k.gpu else on_cpus(k)
+    return max([pruning, *trained])
+
+
+def on_cpus(k: Known) -> float:
+    """Bytes of main memory that the teacher takes where CPUs prune it: in fp32, as `pipelines.prune` loads it there."""
+    return float(k.teacher.parameters() * BYTES["float32"])
 
 
 def workloads(k: Known) -> list[Work]:
-    """Every piece of work that holds a GPU, in the order of the stages."""
+    """Every piece of work that holds a GPU, and pruning wherever it is done, in the order of the stages."""
     written = [_generating(k, mode) for mode in k.writes]
     return [_pruning(k), *written, *_training(k), *_evaluating(k)]
 
@@ -81,6 +90,9 @@ def _pruning(k: Known) -> Work:
     train = sum(a.train for a in k.rows)
     asked = sum(a.train * (a.question + k.assumed.chat_tokens) for a in k.rows)
     read = min(train, k.recipe.prune.calibration_rows) * asked / train if train else 0.0
+    cuts = f"measure, {len(k.recipe.prune.methods)} cut(s)"
+    if k.head_prunes:  # nothing known here says how fast its CPUs are
+        return Work("prune", f"{cuts}, on the head", {"read": read}, 0, None)
     gpus = memory.measuring(k.teacher, 2, k.gpus, k.assumed, k.gpu.memory if k.gpu else None).gpus
     seconds = None
     if k.gpu:
@@ -90,7 +102,7 @@ def _pruning(k: Known) -> Work:
             k.recipe.prune.methods
         ) * k.teacher.parameters(k.kept)
         seconds = one.read(read, k.assumed.prefill_mfu) + moved * stored / (k.assumed.disk_gb_per_second * 1e9)
-    return Work("prune", f"measure, {len(k.recipe.prune.methods)} cut(s)", {"read": read}, gpus, seconds)
+    return Work("prune", cuts, {"read": read}, gpus, seconds)
 
 
 def volume(k: Known, mode: str) -> tuple[int, float, float]:

@@ -55,6 +55,12 @@ class Known(NamedTuple):
         return needs.gpus(self.recipe)
 
     @property
+    def head_prunes(self) -> bool:
+        """Whether the driver, which prunes, is on a cluster's head instead of this machine. The head is taken to have
+        no GPU: the one that `regrow k8s render` makes has none."""
+        return self.recipe.cluster.address != "local"
+
+    @property
     def at_once(self) -> int:
         """Models that are up at once during evaluation."""
         wanted = min(self.recipe.serve.models_at_a_time, len(self.scored))

@@ -59,7 +59,9 @@ def _memory(plan: dict[str, Any]) -> Table:
         shown.add_row(
             row["what"], str(row["gpus"]), f"{parts}\n[dim]{row['about']}[/dim]", _gb(row["total"]), limit, fits
         )
-    shown.caption = f"Main memory of a node that runs every worker: {_gb(plan['host_memory'])} GB."
+    node, head = _gb(plan["host_memory"]), plan["head_memory"]
+    shown.caption = f"Main memory of a node that runs every worker: {node} GB"
+    shown.caption += "." if head is None else f"; of the head, which prunes in fp32: {_gb(head)} GB for the weights."
     shown.caption_justify = "left"
     return shown
 

@@ -99,6 +99,14 @@ def slowest(step: dict[str, float]) -> float:
     return max(step["weights"] + step["KV cache"], step["FLOPs"])
 
 
+def bound(step: dict[str, float]) -> str:
+    """What such a step waits for: "FLOPs" where they take longer than all its bytes together, else what has the more
+    bytes, "weights" or "KV cache"."""
+    if step["FLOPs"] > step["weights"] + step["KV cache"]:
+        return "FLOPs"
+    return "weights" if step["weights"] >= step["KV cache"] else "KV cache"
+
+
 def engine(
     model: Architecture, layers: int, width: int, gpu: Gpu, tensor_parallel: int, seats: int, assumed: Assumptions
 ) -> Engine:

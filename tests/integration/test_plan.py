@@ -1,5 +1,6 @@
 """`regrow run RECIPE --plan` as its user meets it: fast, without weights or network, and nothing left behind."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pipelines.recipe_file import BadInput
 from tests import tiny
 
 Regrow = Callable[..., subprocess.CompletedProcess[str]]
+PAGE = (Path(__file__).parents[2] / "docs" / "plan.md").read_text()
 GPU = "cluster.gpu=H100-80GB"
 TINY = """
 name = "mine"
@@ -81,6 +83,7 @@ def test_the_papers_experiment(regrow: Regrow, tmp_path: Path) -> None:
     for said in ("8,030,261,248", "6,721,589,248", "16.30 %", "train-sdd", "fits", "train_mfu", "cost", "to do"):
         assert said in done.stdout
     assert not list(tmp_path.iterdir()), "a plan leaves nothing behind"
+    assert "\n".join(line.rstrip() for line in done.stdout.splitlines()) in PAGE, "the docs show it"
 
 
 def test_json_is_the_plan_and_only_that(regrow: Regrow) -> None:
@@ -141,6 +144,14 @@ def test_cost_is_price_times_gpu_hours() -> None:
     assert made["cost"] == pytest.approx(2.5 * made["gpu_hours"], abs=0.02)
     assert made["cost_held"] == pytest.approx(2.5 * made["hours"] * made["cluster_gpus"], abs=0.05)
     assert made["cost"] < made["cost_held"]
+
+
+def test_a_gpu_that_costs_nothing_has_a_price_too() -> None:
+    assert planned("llama-3.1-8b-sdd", price=0)["total"]["cost"] == 0
+
+
+def test_a_laptops_plan_says_nothing_of_kubernetes() -> None:
+    assert not any("Kubernetes" in note for note in planned("quickstart")["notes"])
 
 
 def test_what_does_not_fit_says_what_to_change() -> None:
@@ -210,6 +221,9 @@ def test_what_is_there_is_told(regrow: Regrow, home: Path) -> None:
         (["cluster.gpu=H100"], "cluster.gpu"),
         (["--assume", "trian_mfu=0.3"], "did you mean 'train_mfu'"),
         (["--assume", "train_mfu=3"], "less than or equal to 1"),
+        (["--gpu-hour-price", "nan"], "--gpu-hour-price nan: not a price; give"),
+        (["--gpu-hour-price", "inf"], "--gpu-hour-price inf: not a price"),
+        (["--gpu-hour-price", "-1"], "--gpu-hour-price -1.0: not a price"),
     ],
 )
 def test_bad_input_to_a_plan(regrow: Regrow, home: Path, words: list[str], said: str) -> None:
@@ -253,7 +267,6 @@ def test_without_a_number_of_gpus_there_is_no_capacity(regrow: Regrow) -> None:
 
 
 def test_capacity_on_the_screen_is_that_of_the_docs(regrow: Regrow) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "plan.md").read_text()
     command = "regrow run llama-3.1-8b-sdd cluster.gpus=64 --plan --gpu-hour-price 3"
     began = time.monotonic()
     done = regrow(*command.split()[1:])
@@ -262,8 +275,15 @@ def test_capacity_on_the_screen_is_that_of_the_docs(regrow: Regrow) -> None:
     start, end = (
         next(i for i, line in enumerate(told) if line.startswith(word)) for word in ("Capacity", "Assumptions")
     )
-    assert f"$ {command}\n" in page
-    assert "\n".join(told[start : end - 1]) in page
+    assert f"$ {command}\n" in PAGE
+    assert "\n".join(told[start : end - 1]) in PAGE
+
+
+def test_every_row_of_the_docs_tables_is_in_its_table() -> None:
+    lines = PAGE.splitlines()
+    tables = [list(rows) for row, rows in itertools.groupby(lines, lambda line: line.startswith("|")) if row]
+    assert len(tables) == 3
+    assert all(table[1].startswith("|---|") for table in tables), "rows after a blank line have no head"
 
 
 def test_fewer_gpus_than_an_engine_takes(regrow: Regrow) -> None:

@@ -92,6 +92,19 @@ def test_figures_of_one_size() -> None:
     assert made("cluster.gpus=64")["volumes"][0]["cost"] is None
 
 
+def test_what_binds_decoding_is_what_its_step_waits_for() -> None:
+    """70B on eight H100s with 256 seats: FLOPs 12.85 ms, weights alone 12.54 ms, with the cache's 3.09 ms 15.63 ms."""
+    large = about("cluster.gpus=8", recipe="llama-3.1-70b-sdd")
+    one = capacity.loaded(large).engine
+    step = one.step(SEATS, one.cached(PROMPT, WRITTEN))
+    assert {name: round(1000 * seconds, 2) for name, seconds in step.items()} == {
+        "weights": 12.54, "KV cache": 3.09, "FLOPs": 12.85
+    }  # fmt: skip
+    found = capacity.capacity(large)
+    assert found is not None and found["decoding_bound_by"] == "weights"
+    assert made("cluster.gpus=8", assume=("decode_bandwidth=1", "prefill_mfu=0.1"))["decoding_bound_by"] == "FLOPs"
+
+
 def test_the_sum_of_the_places_shares_orders_the_table() -> None:
     rows = made("cluster.gpus=64")["resources"]
     places: dict[str, float] = {}
@@ -210,7 +223,13 @@ def test_no_gpus_no_capacity(overrides: list[str]) -> None:
 def test_a_recipe_without_train_rows_is_taken_at_assumed_lengths() -> None:
     none = [f"dataset.{place}.rows=0" for place in range(4)]
     load = capacity.loaded(about(*none))
-    assert (load.prompt, load.written) == (120 + 15, 150)
+    assert (load.prompt, load.written) == (PROMPT, WRITTEN), "a rewrite of an assumed reference, as for rows that are"
+    assert capacity.loaded(about(*none, "generate.max_tokens=100")).written == 100
+    found = capacity.loaded(about(*none, assume=("rewrite_ratio=2", "rewrite_template_tokens=0")))
+    assert (found.prompt, found.written) == (120 + 150 + 15, 300)
+    rationale = 'student=[{name="dsbs"}]'
+    load = capacity.loaded(about(*none, rationale))
+    assert (load.prompt, load.written) == (120 + 15 + 40, 180), "a rationale is written without the reference"
 
 
 def test_measured_rates_are_those_of_the_benchmark() -> None:

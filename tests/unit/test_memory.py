@@ -6,8 +6,8 @@ from typing import Any, get_args
 import pytest
 
 from cluster import gpus
-from pipelines import models
-from pipelines.planning import architecture, memory
+from pipelines import models, plan, recipe_file, workloads
+from pipelines.planning import architecture, costs, known, memory, screen
 from pipelines.planning.architecture import Architecture
 from pipelines.planning.assumptions import Assumptions
 from pipelines.recipe import Cluster, Student
@@ -152,6 +152,46 @@ def test_host_memory() -> None:
     assert memory.host(a, 3, LORA, 2, 1) == 2 * p + 4 * a.lora(2, 3) + 8 * largest
     large = architecture.read(models.describe("meta-llama/Llama-3.1-70B-Instruct").config, "")
     assert memory.host(large, 64, FULL, 2, 8) == memory.FILE + 8 * 128_256 * 8192
+
+
+@pytest.mark.parametrize(
+    ("address", "gpu", "pruning"),
+    [
+        ("local", "H100-80GB", 2 * 70_553_706_496),  # the checkpoint as it is stored; GPUs have it in bf16
+        ("local", None, 4 * 70_553_706_496),  # in fp32
+        ("auto", "H100-80GB", 0),  # the head's
+        ("auto", None, 0),
+    ],
+)
+def test_who_prunes_has_the_whole_teacher_in_main_memory(address: str, gpu: str | None, pruning: float) -> None:
+    k = known.know(recipe_file.load("llama-3.1-70b-sdd", [f"cluster.address={address}"]), Assumptions())
+    k = k._replace(gpu=gpus.GPUS[gpu] if gpu else None)
+    training = max(memory.host(k.teacher, k.kept, s, 2, 8) for s in k.students)
+    assert costs.host(k) == max(pruning, training) and training < 2 * 70_553_706_496
+    assert costs.on_cpus(k) == 4 * 70_553_706_496
+    assert ("prune: measuring" in [row.what for row in costs.memories(k)]) == (address == "local")
+
+
+def test_the_head_prunes_where_the_cluster_is_not_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    """As `pipelines.prune` does where no GPU is seen, and as a rendered head is made for."""
+    recipes = [recipe_file.load("llama-3.1-70b-sdd", [f"cluster.address={place}"]) for place in ("local", "auto")]
+    here, there = (plan.plan(recipe, Assumptions(), price=3) for recipe in recipes)
+    assert here["memory"][0]["what"] == "prune: measuring" and here["memory"][0]["gpus"] == 8
+    assert here["work"][0]["hours"] > 0 and here["head_memory"] is None
+    assert there["memory"] == here["memory"][1:], "no GPU holds anything of it"
+    assert there["work"][0] | {"gpus": 0, "hours": None, "gpu_hours": None} == there["work"][0]
+    assert there["work"][1:] == here["work"][1:]
+    lost = here["work"][0]["hours"]
+    assert there["total"]["hours"] == pytest.approx(here["total"]["hours"] - lost, abs=0.02)
+    assert there["head_memory"] == 4 * 70_553_706_496 == 2 * here["host_memory"] > there["host_memory"]
+    assert any("'auto' it is on the head" in note and "no sum of hours" in note for note in there["notes"])
+    assert any("282.2 GB" in note and "cluster.address=auto" in note for note in here["notes"])
+    pod = workloads.workload(recipes[1].model_copy(update={"run_dir": "s3://bucket/run"}), "image:1").head
+    assert pod.gpus == 0 and 1.1 < pod.memory * 2**30 / there["head_memory"] < 1.25
+    screen.show(there)
+    assert "of the head, which prunes in fp32: 282.2 GB" in capsys.readouterr().out
+    early = plan.plan(recipes[1], Assumptions(), until="prepare")
+    assert early["head_memory"] is None and not any("the head" in note for note in early["notes"])
 
 
 def test_every_gpu_can_be_named_in_a_recipe() -> None:

@@ -53,6 +53,21 @@ def test_answering_is_bound_by_bytes_or_by_flops() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("weights", "cache", "flops", "bound", "seconds"),
+    [
+        (12.54, 3.09, 12.85, "weights", 15.63),  # FLOPs are the longest part, and yet not waited for
+        (3.09, 12.54, 12.85, "KV cache", 15.63),
+        (12.54, 3.09, 15.7, "FLOPs", 15.7),
+    ],
+)
+def test_flops_bind_only_where_they_take_longer_than_all_bytes(
+    weights: float, cache: float, flops: float, bound: str, seconds: float
+) -> None:
+    step = {"weights": weights, "KV cache": cache, "FLOPs": flops}
+    assert work.bound(step) == bound and work.slowest(step) == pytest.approx(seconds)
+
+
 def test_fewer_requests_or_less_room_than_seats() -> None:
     whole, one = engine(seats=4, room=4 * 12 * 64), engine(seats=1)
     assert engine(seats=100, room=4 * 12 * 64).answer(20, 10, 4) == pytest.approx(whole.answer(20, 10, 4))

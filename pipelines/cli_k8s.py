@@ -80,7 +80,7 @@ def render(
         spot=spot,
         spot_selector=_pairs("--spot-selector", [spot_selector]),
         gpu_selector=_pairs("--gpu-selector", gpu_selector),
-        deadline_seconds=round(deadline_hours * 3600),
+        deadline_seconds=_seconds(deadline_hours),
         retries=retries,
         volumes=tuple(_volume(word) for word in volume or []),
         scratch_claim=scratch_claim,
@@ -90,7 +90,7 @@ def render(
         operator_namespace=operator_namespace,
     )
     try:
-        written = writing.write(rendering.files(made), output)
+        written = writing.write(rendering.files(made), output, made.name)
     except ValueError as error:
         raise recipe_file.BadInput(str(error)) from error
     typer.echo(f"wrote {len(written)} files to {output}: {_sizes(made)}")
@@ -150,6 +150,16 @@ def _pairs(option: str, words: list[str] | None) -> tuple[tuple[str, str], ...]:
         if not (name and sign):
             raise BadInput(f"{option} {name if sign else word.split('=')[0]}: say NAME=VALUE")
     return tuple((name, value) for name, _, value in pairs)
+
+
+def _seconds(hours: float) -> int:
+    from cluster.k8s.rendering.refusals import SECONDS
+    from pipelines.recipe_file import BadInput
+
+    if not 1 <= hours * 3600 <= SECONDS:  # nor is nan
+        most = SECONDS // 3600
+        raise BadInput(f"--deadline-hours {hours:g}: write hours from a second (0.0003) to {most}, for example 48")
+    return round(hours * 3600)
 
 
 def _volume(word: str) -> "Volume":

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster import storage
-from cluster.k8s.rendering.workload import LONGEST, PACKAGED, Endpoint, Size, Volume, Workload
+from cluster.jobs.submit import run_id
+from cluster.k8s.rendering.workload import LONGEST, PACKAGED, Endpoint, Size, Volume, Workload, cut, hashed
 from pipelines import few_shot, lm_tasks, needs, recipe_file, reference
 from pipelines.recipe import Recipe
 from pipelines.recipe_file import BadInput
@@ -44,8 +45,9 @@ def workload(
     nodes = max(-(-total // each), -(-(total // split) // (each // split))) if total else 0
     text, packaged = _written(recipe)
     fields: dict[str, Any] = {
-        "name": name or called(recipe.name), "recipe": text, "run_dir": recipe.run_dir, "image": image, "gpus": total,
-        "gpus_per_node": each, "gpu_nodes": nodes, "packaged_tasks": packaged, "volumes": volumes,
+        "name": name or called(recipe.name), "run": run_id(recipe.name, recipe.run_dir), "recipe": text,
+        "run_dir": recipe.run_dir, "image": image, "gpus": total, "gpus_per_node": each, "gpu_nodes": nodes,
+        "packaged_tasks": packaged, "volumes": volumes,
     }  # fmt: skip
     try:
         made = Workload(**(fields | _sizes(recipe, total, each) | options))
@@ -55,9 +57,15 @@ def workload(
 
 
 def called(name: str) -> str:
-    """A recipe's name as that of a Kubernetes object: `llama-3.1-8b` → `llama-3-1-8b`."""
+    """A recipe's name as that of a Kubernetes object: `quickstart` as it is, `llama-3.1-8b` → `llama-3-1-8b-7b6335`.
+
+    One that has to be changed or cut gets a hash, so that two recipes never have the same objects; and so does one that
+    ends like what is added for an endpoint or a cluster to work on."""
     made = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    return (made if made[:1].isalpha() else f"r-{made}")[:LONGEST].rstrip("-")
+    made = made if made[:1].isalpha() else f"r-{made}"
+    if made == name and not made.endswith(("-api", "-ray")):
+        return cut(name, LONGEST)
+    return hashed(made[: LONGEST - 7], name)
 
 
 def _check_places(recipe: Recipe, volumes: tuple[Volume, ...]) -> None:

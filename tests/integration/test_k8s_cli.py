@@ -101,7 +101,15 @@ def test_it_says_what_to_do_next(tmp_path: Path) -> None:
         (["quickstart", "run_dir=s3://b/r", "--env", "X=hf_" + "a" * 30], "a Hugging Face token"),
         (["quickstart", "run_dir=s3://b/r", "--name", "Mine"], "'Mine' cannot be a RayJob's"),
         (["quickstart", "run_dir=s3://b/r", "--namespace", "a_b"], "'a_b' is no Kubernetes name"),
-        (["quickstart", "run_dir=s3://b/r", "--deadline-hours", "0"], "deadline_seconds"),
+        (["quickstart", "run_dir=s3://b/r", "--volume", "a=c:/home/regrow"], "--volume a=c:/home/regrow"),
+        (["quickstart", "run_dir=s3://b/r", "--volume", "home=c:/data"], "--volume home=c:/data: pods have a volume"),
+        (["quickstart", "run_dir=s3://b/r", "--gpu-selector", "x=y!z"], "--gpu-selector x=y!z"),
+        (["quickstart", "run_dir=s3://b/r", "--spot-selector", "a=b=c"], "--spot-selector a=b=c"),
+        (["quickstart", "run_dir=s3://b/r", "--operator-namespace", "BAD_ns!"], "--operator-namespace: 'BAD_ns!'"),
+        *(
+            (["quickstart", "run_dir=s3://b/r", f"--deadline-hours={hours}"], f"--deadline-hours {hours}")
+            for hours in ("0", "-1", "inf", "nan", "1e+09", "1e-05")
+        ),
         (["llama-3.1-70b-sdd", "run_dir=s3://b/r", "--gpus-per-node", "4"], "tensor_parallel = 8, but a node has 4"),
         (["quickstar", "run_dir=s3://b/r"], "did you mean 'quickstart'"),
     ],
@@ -151,6 +159,30 @@ def test_other_peoples_files_are_left_alone(tmp_path: Path) -> None:
     done = regrow(*words)
     assert done.returncode == 2 and "base/mine.yaml" in done.stderr and tree(out) == before
     assert (out / "README.md").read_text() == "mine"
+
+
+def test_manifests_of_other_runs_are_left_alone(tmp_path: Path) -> None:
+    out = tmp_path / "k8s"
+    words = ["k8s", "render", "quickstart", "run_dir=s3://b/r"]
+    assert regrow(*words, "-o", str(out / "mine")).returncode == 0
+    assert regrow(*words, "--name", "other", "-o", str(out / "other")).returncode == 0
+    before = tree(out)
+    for name, folder in (("quickstart", out), ("third", out), ("other", out / "mine"), ("quickstart", tmp_path)):
+        done = regrow(*words, "--name", name, "-o", str(folder))
+        assert done.returncode == 2 and "rendered for another run or to another directory" in done.stderr
+        assert tree(out) == before, f"{name} into {folder}"
+    out.rename(tmp_path / "moved")
+    assert regrow(*words, "-o", str(tmp_path / "moved" / "mine")).returncode == 0
+    assert tree(tmp_path / "moved") == before
+
+
+def test_a_file_is_no_directory_to_render_to(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for place in ("file", "file/below"):
+        done = regrow("k8s", "render", "quickstart", "run_dir=s3://b/r", "-o", str(tmp_path / place))
+        assert done.returncode == 2 and "file is a file; give a directory" in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_check_says_what_is_wrong(tmp_path: Path) -> None:

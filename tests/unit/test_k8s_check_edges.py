@@ -39,6 +39,8 @@ SERVE = (
         (JOB, {f"{POD} volumes 1 configMap": {"name": "recipes", "optional": True}}),
         (JOB, {f"{POD} serviceAccountName": "made-by-others"}),
         (JOB, {f"{POD} serviceAccountName": "regrow", f"{POD} automountServiceAccountToken": GONE}),
+        (JOB, {f"{POD} nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-H100_80GB.HBM3", "x": ""}}),
+        (JOB, {f"{POD} tolerations": [{"operator": "Exists"}, {"key": "a.b/c", "operator": "Exists"}]}),
         # a secret that is none: a reference, a placeholder, nothing
         (JOB, {f"{IN_POD} env 0": {"name": "HF_TOKEN", "value": "$(TOKEN)"}}),
         (JOB, {f"{IN_POD} env 0": {"name": "HF_TOKEN", "value": ""}}),

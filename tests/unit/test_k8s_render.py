@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from cluster.gpus import PROMISED
+from cluster.jobs import submit
 from cluster.k8s.checking.check import check
 from cluster.k8s.checking.reading import read
 from cluster.k8s.rendering import ray_job, render, writing
@@ -52,7 +53,7 @@ every = pytest.mark.parametrize("w", VARIANTS.values(), ids=VARIANTS)
 
 @every
 def test_nothing_is_wrong_with_any_variant(w: Workload, tmp_path: Path) -> None:
-    writing.write(render.files(w), tmp_path)
+    writing.write(render.files(w), tmp_path, w.name)
     assert check(read(str(tmp_path))) == []
 
 
@@ -80,6 +81,91 @@ def test_every_file_is_in_one_kustomization_and_none_is_missing(w: Workload) -> 
                 assert path in files or f"{path}/kustomization.yaml" in files, f"{name}: {part}"
                 listed += [path] if path in files else []
     assert sorted(listed) == sorted(name for name in files if not name.endswith("kustomization.yaml"))
+
+
+PARTS = {"run": "", "endpoint": "service/", "cluster": "interactive/"}
+Object = tuple[str, str]  # kind and name
+
+
+def applied(files: dict[str, Any], folder: str) -> dict[Object, dict[str, Any]]:
+    """What `kubectl apply -k` on a rendered folder applies, and `kubectl delete -k` deletes."""
+    found: dict[Object, dict[str, Any]] = {}
+    for part in files[f"{folder}kustomization.yaml"]["resources"]:
+        path = os.path.normpath(f"{folder}{part}")
+        if path in files:
+            found[files[path]["kind"], files[path]["metadata"]["name"]] = files[path]
+        else:
+            found |= applied(files, f"{path}/")
+    return found
+
+
+@every
+def test_deleting_one_of_run_endpoint_and_cluster_leaves_the_others_whole(w: Workload) -> None:
+    """None has an object of another, and each has all that its pods need, and its own network."""
+    files = objects(w)
+    parts = {name: applied(files, at) for name, at in PARTS.items() if f"{at}kustomization.yaml" in files}
+    assert ("endpoint" in parts) == (w.endpoint is not None)
+    assert len({one for part in parts.values() for one in part}) == sum(len(part) for part in parts.values())
+    for name, part in parts.items():
+        (policy,) = [one for (kind, _), one in part.items() if kind == "NetworkPolicy"]
+        chosen = policy["spec"]["podSelector"]["matchLabels"].items()
+        for other, theirs in parts.items():
+            for pod in made_by(theirs):
+                assert (chosen <= pod["metadata"]["labels"].items()) == (other == name)
+        needed: set[Object] = set()
+        for pod in (one["spec"] for one in made_by(part)):
+            needed |= {("ServiceAccount", pod["serviceAccountName"])} if "serviceAccountName" in pod else set()
+            for volume in pod["volumes"]:
+                claim, text = volume.get("persistentVolumeClaim"), volume.get("configMap")
+                needed |= {("PersistentVolumeClaim", claim["claimName"])} if claim else set()
+                needed |= {("ConfigMap", text["name"])} if text else set()
+        theirs = {("ServiceAccount", w.service_account), ("PersistentVolumeClaim", w.scratch_claim)}
+        theirs |= {("PersistentVolumeClaim", volume.claim) for volume in w.volumes}
+        assert needed - theirs <= set(part) and not theirs & set(part)
+        assert check([(f"{kind}-{called}.yaml", one) for (kind, called), one in part.items()]) == []
+
+
+def made_by(part: dict[Object, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The pod templates of a part's objects."""
+    specs = [one["spec"] for (kind, _), one in part.items() if kind.startswith("Ray")]
+    clusters = [spec.get("rayClusterSpec") or spec.get("rayClusterConfig") or spec for spec in specs]
+    found = [g["template"] for c in clusters for g in (c["headGroupSpec"], *c["workerGroupSpecs"])]
+    return found + [one["spec"]["template"] for (kind, _), one in part.items() if kind == "StatefulSet"]
+
+
+def test_people_keep_their_access_when_a_run_is_deleted() -> None:
+    files = objects(VARIANTS["gpu"])
+    assert {kind for kind, _ in applied(files, "access/")} == {"Role", "RoleBinding"}
+    assert not {"Role", "RoleBinding"} & {kind for at in PARTS.values() for kind, _ in applied(files, at)}
+
+
+def test_a_drained_run_does_not_count_the_heads_of_others() -> None:
+    files = objects(VARIANTS["gpu"])
+    wanted = files["overlays/pdb/pdb.yaml"]["spec"]["selector"]["matchLabels"].items() - {("ray.io/node-type", "head")}
+    chosen = [
+        name
+        for name, at in PARTS.items()
+        for pod in made_by(applied(files, at))[:1]
+        if wanted <= pod["metadata"]["labels"].items()
+    ]
+    assert chosen == ["run"]
+
+
+def test_what_cannot_be_changed_does_not_follow_the_run() -> None:
+    """A StatefulSet's selector is immutable, and the same manifests may be rendered for another run_dir."""
+    redis = [objects(workload("quickstart", f"run_dir=s3://b/{name}"))["service/redis.yaml"] for name in "xy"]
+    assert redis[0]["metadata"]["labels"] != redis[1]["metadata"]["labels"]
+    assert redis[0]["spec"]["selector"] == redis[1]["spec"]["selector"]
+
+
+def test_a_run_is_its_recipe_and_its_directory() -> None:
+    """As on a Ray cluster, whatever the objects are called."""
+    first = workload("gsm8k", "run_dir=s3://b/one")
+    renamed = workloads.workload(recipe_file.load("gsm8k", ["run_dir=s3://b/one/"]), "regrow:1", name="other")
+    assert first.label == submit.run_id("gsm8k", "s3://b/one") == renamed.label
+    assert first.label != workload("gsm8k", "run_dir=s3://b/two").label
+    for pod in made_by(applied(objects(first), "")):
+        assert pod["metadata"]["labels"][RUN_LABEL] == first.label
 
 
 @every
@@ -124,7 +210,7 @@ def test_the_entrypoint_ends_as_the_run_does_but_for_quarantine(tmp_path: Path, 
 def test_the_shell_waits_for_a_run_that_is_stopped(tmp_path: Path) -> None:
     """As Ray stops a job: SIGTERM to its process group; what is left once the shell is gone is killed."""
     regrow = tmp_path / "regrow"
-    regrow.write_text("#!/bin/sh\ntrap 'sleep 0.3; echo tidied; exit 143' TERM\necho up\nsleep 30 & wait\n")
+    regrow.write_text("#!/bin/sh\ntrap 'sleep 0.3; echo tidied; exit 143' TERM\nsleep 30 &\necho up\nwait\n")
     regrow.chmod(0o755)
     env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path)}
     command = workload("llama-3.1-8b-sdd").entrypoint
@@ -312,6 +398,21 @@ def test_a_store_of_ones_own_is_reached() -> None:
     assert named.count("AWS_ENDPOINT_URL") == 1
 
 
+@pytest.mark.parametrize(
+    ("url", "ports"),
+    [
+        ("http://minio.minio", [80, 443, 6443]),
+        ("http://minio.minio/", [80, 443, 6443]),
+        ("https://minio.minio", [443, 6443]),
+        ("https://minio.minio:9443", [443, 6443, 9443]),
+        ("http://[fd00::1]:9000", [443, 6443, 9000]),
+    ],
+)
+def test_a_store_without_a_port_is_reached_by_its_schemes(url: str, ports: list[int]) -> None:
+    policy = render.job(workload(env=(("AWS_ENDPOINT_URL", url),)))["networkpolicy.yaml"]
+    assert [p["port"] for p in policy["spec"]["egress"][-1]["ports"]] == ports
+
+
 def test_packaged_data_needs_no_volume_and_names_of_the_hub_are_no_paths() -> None:
     assert workload("quickstart") and workload("gsm8k") and workload("llama-3.1-70b-sdd")
     with pytest.raises(BadInput, match=r"teacher\.model"):
@@ -319,35 +420,3 @@ def test_packaged_data_needs_no_volume_and_names_of_the_hub_are_no_paths() -> No
     assert workload("quickstart", "teacher.model=/data/m", volumes=(DATA,))
     with pytest.raises(BadInput, match="run_dir"):
         workload("quickstart", "run_dir=/database/r", volumes=(DATA,))
-
-
-@pytest.mark.parametrize(
-    ("name", "made"),
-    [("llama-3.1-8b-sdd", "llama-3-1-8b-sdd"), ("3b", "r-3b"), ("a" * 60, "a" * 47), ("x" * 46 + ".y", "x" * 46)],
-)
-def test_names(name: str, made: str) -> None:
-    assert workloads.called(name) == made
-    service = Workload(made, "", "s3://b/r", "regrow:1").service
-    assert len(service) <= 47 and service.endswith("-api") and "--" not in service
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "said"),
-    [
-        ("name", "a" * 48, "up to 47"),
-        ("name", "-a", "a letter first"),
-        ("run", "a b", "a label's value"),
-        ("image", "r/x@sha256:" + "AKIA" + "A" * 16, "an AWS access key id"),
-        ("recipe", "x = 'hf_" + "a" * 30 + "'", "a Hugging Face token"),
-        ("env", (("HF_TOKEN", "x"),), "HF_TOKEN is a secret by its name"),
-        ("arguments", ("--url=https://me:word@host/x",), "a password in a URL"),
-        ("gpus", 2, "no GPU pods"),
-        ("deadline_seconds", 0, "too little"),
-        ("scratch_claim", "Not Good", "no Kubernetes name"),
-    ],
-)
-def test_what_a_workload_refuses(field: str, value: Any, said: str) -> None:
-    given = {"name": "mine", "recipe": "", "run_dir": "s3://b/r", "image": "regrow:1"} | {field: value}
-    with pytest.raises(ValueError, match=said) as refused:
-        Workload(**given)
-    assert "hf_aaa" not in str(refused.value) and "AKIAA" not in str(refused.value)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from cluster.k8s.checking.finding import Content, Problem, Thing
-from cluster.k8s.checking.names import amount, is_label, tag, version
+from cluster.k8s.checking.names import amount, is_label, is_label_value, is_qualified, tag, version
 from cluster.k8s.checking.pods import Cluster, Pod, cluster, pods, selects
 
 RULES = {
@@ -15,6 +15,7 @@ RULES = {
     "port-name": "a container's ports have names of their own",
     "volume-mount": "a mount names a volume of its pod, and a path of its own",
     "volume": "a volume has a name of its own and one source",
+    "node-labels": "what nodeSelector and tolerations name has the form of a label or taint, and of its value",
     "resource-amounts": "requests are within limits, and equal to them for GPUs and other extended resources",
     "ray-image": "head and workers have one Ray version, and it is that of rayVersion",
     "workload-selector": "a workload's selector matches its own pods' labels",
@@ -27,6 +28,7 @@ def problems(thing: Thing) -> Iterator[Problem]:
     for pod in pods(thing):
         yield from _names(pod, found)
         yield from _volumes(pod)
+        yield from _nodes(pod)
         for path, container in pod.containers():
             yield from _mounts(pod, path, container)
             yield from _amounts(path, container)
@@ -78,6 +80,20 @@ def _volumes(pod: Pod) -> Iterator[Problem]:
         elif len(sources) != 1:
             yield Problem("volume", path, f"has {len(sources)} sources; write one, such as emptyDir: {{}}")
         seen.add(volume["name"])
+
+
+def _nodes(pod: Pod) -> Iterator[Problem]:
+    asked = [("nodeSelector", label, value) for label, value in (pod.spec.get("nodeSelector") or {}).items()]
+    for number, toleration in enumerate(pod.spec.get("tolerations") or []):
+        value = toleration.get("value") if toleration.get("operator", "Equal") == "Equal" else ""
+        asked.append((f"tolerations[{number}]", toleration.get("key") or "", value or ""))
+    for place, key, value in asked:
+        path = f"{pod.path}.spec.{place}"
+        if not is_qualified(key) and (key or place == "nodeSelector"):  # a toleration without a key is for all taints
+            yield Problem("node-labels", path, f"{key!r} is no key: an optional DNS name and `/`, a name")
+        if not is_label_value(value):
+            message = f"{value!r} is no value of {key}: write at most 63 letters, digits, `-`, `_` and `.`"
+            yield Problem("node-labels", path, message)
 
 
 def _mounts(pod: Pod, path: str, container: Content) -> Iterator[Problem]:

@@ -18,7 +18,7 @@ RULES = [
 
 
 def account(w: Workload) -> Content:
-    """The ServiceAccount of all pods. Their API token is not mounted, but into the autoscaler."""
+    """The ServiceAccount of the part's pods. Their API token is not mounted, but into the autoscaler."""
     return {
         "apiVersion": "v1",
         "kind": "ServiceAccount",
@@ -50,7 +50,7 @@ def binding(w: Workload) -> Content:
 
 
 def scratch(w: Workload) -> Content:
-    """The claim of the disk that all pods of a run share: model cache, and what stages hand to one another's workers
+    """The claim of the disk that all pods of the part share: model cache, and what stages hand to one another's workers
     while they run."""
     return {
         "apiVersion": "v1",

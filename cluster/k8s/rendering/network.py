@@ -1,10 +1,11 @@
-"""The NetworkPolicy of a run's pods: among themselves everything, with others what is listed here."""
+"""The NetworkPolicy of the pods of a run, an endpoint or a cluster to work on: among themselves everything, with others
+what is listed here."""
 
 from typing import Any
-from urllib.parse import urlsplit
 
 from cluster.k8s.rendering.pods import Content
-from cluster.k8s.rendering.workload import RUN_LABEL, Workload
+from cluster.k8s.rendering.refusals import STORES, port
+from cluster.k8s.rendering.workload import PART_LABEL, Workload
 
 CLIENT = {"regrow/client": "true"}  # pods of the namespace that may use the dashboard and drive the cluster
 INGRESS = {"regrow/ingress": "true"}  # namespaces from which endpoints are asked
@@ -17,7 +18,7 @@ def policy(w: Workload) -> Content:
     """Ray has no borders of its own: who reaches its ports runs code in the pods. The token of authOptions is a second
     lock, not the first. A standard policy cannot name Kubernetes' API, which the autoscaler asks: like S3 and the hub
     it is reached by port."""
-    own: list[Any] = [{"podSelector": {"matchLabels": {RUN_LABEL: w.label}}}]
+    own: list[Any] = [{"podSelector": {"matchLabels": {PART_LABEL: w.own}}}]
     operator = {
         "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": w.operator_namespace}},
         "podSelector": {"matchLabels": OPERATOR},
@@ -30,9 +31,9 @@ def policy(w: Workload) -> Content:
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
-        "metadata": {"name": w.name, "namespace": w.namespace, "labels": w.labels},
+        "metadata": {"name": w.own, "namespace": w.namespace, "labels": w.labels},
         "spec": {
-            "podSelector": {"matchLabels": {RUN_LABEL: w.label}},
+            "podSelector": {"matchLabels": {PART_LABEL: w.own}},
             "policyTypes": ["Ingress", "Egress"],
             "ingress": [
                 {"from": own},
@@ -52,9 +53,9 @@ def policy(w: Workload) -> Content:
 
 def _stores(w: Workload) -> list[int]:
     """Ports of an S3 store or a hub of one's own, where the workload's environment names them."""
-    named = [urlsplit(value).port for name, value in w.env if name in ("AWS_ENDPOINT_URL", "HF_ENDPOINT")]
-    return [port for port in named if port]
+    named = [port(value) for name, value in w.env if name in STORES]
+    return [number for number in named if number]
 
 
 def _ports(*ports: int, protocol: str = "TCP") -> list[Content]:
-    return [{"protocol": protocol, "port": port} for port in ports]
+    return [{"protocol": protocol, "port": number} for number in ports]

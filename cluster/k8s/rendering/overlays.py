@@ -3,7 +3,7 @@
 from typing import Any
 
 from cluster.k8s.rendering.pods import Content
-from cluster.k8s.rendering.workload import GPU, RUN_LABEL, Size, Workload
+from cluster.k8s.rendering.workload import GPU, PART_LABEL, RUN_LABEL, Size, Workload
 
 QUEUE = "regrow"
 
@@ -52,7 +52,7 @@ def budgets(w: Workload) -> dict[str, Content]:
     """A PodDisruptionBudget: a node that is drained waits for the run's head, which holds the driver. Pods of a
     RayCluster have no controller that Kubernetes knows the size of: only a whole minAvailable counts (kubernetes.io,
     "Specifying a Disruption Budget", Arbitrary workloads and arbitrary selectors)."""
-    selector = {"matchLabels": {RUN_LABEL: w.label, "ray.io/node-type": "head"}}
+    selector = {"matchLabels": {PART_LABEL: w.own, "ray.io/node-type": "head"}}
     about = {"name": f"{w.name}-head", "namespace": w.namespace, "labels": w.labels}
     spec = {"minAvailable": 1, "selector": selector}
     return {"pdb.yaml": {"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": about, "spec": spec}}

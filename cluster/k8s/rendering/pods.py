@@ -115,7 +115,7 @@ def mounted(pod: Content, name: str, path: str, source: Content) -> None:
 
 def with_recipe(w: Workload, pod: Content) -> None:
     """Add the run's recipe to `pod`."""
-    mounted(pod, "recipe", RECIPE.rpartition("/")[0], {"configMap": {"name": f"{w.name}-recipe"}})
+    mounted(pod, "recipe", RECIPE.rpartition("/")[0], {"configMap": {"name": f"{w.own}-recipe"}})
 
 
 def with_keys(pod: Content) -> None:

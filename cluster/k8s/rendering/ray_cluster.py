@@ -28,7 +28,7 @@ def document(w: Workload) -> Content:
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayCluster",
-        "metadata": {"name": f"{w.name}-ray", "namespace": w.namespace, "labels": w.labels},
+        "metadata": {"name": w.own, "namespace": w.namespace, "labels": w.labels},
         "spec": {"suspend": False} | spec(w, w.gpus, w.gpu_nodes, w.gpu_pod),
     }
 

@@ -59,6 +59,6 @@ def recipe(w: Workload) -> Content:
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": {"name": f"{w.name}-recipe", "namespace": w.namespace, "labels": w.labels},
+        "metadata": {"name": f"{w.own}-recipe", "namespace": w.namespace, "labels": w.labels},
         "data": {RECIPE.rpartition("/")[2]: w.recipe},
     }

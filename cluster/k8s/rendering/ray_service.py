@@ -4,7 +4,7 @@ from typing import Any
 
 from cluster.k8s.rendering import pods, ray_cluster
 from cluster.k8s.rendering.pods import Content
-from cluster.k8s.rendering.workload import Endpoint, Size, Workload
+from cluster.k8s.rendering.workload import PART_LABEL, Endpoint, Size, Workload
 from cluster.k8s.rendering.yaml_text import plain
 
 REDIS_IMAGE, REDIS_USER = "redis:8.2-alpine", 999
@@ -58,17 +58,18 @@ def redis(w: Workload) -> dict[str, Content]:
     """File name → object of one Redis with a disk, for a head's memory."""
     name = f"{w.service}-redis"
     labels = w.labels | {"app.kubernetes.io/name": name}
+    chosen = {PART_LABEL: w.own, "app.kubernetes.io/name": name}  # cannot be changed later, as the run's label can
     about = {"name": name, "namespace": w.namespace, "labels": labels}
     ports = [{"name": "redis", "port": 6379, "targetPort": "redis"}]
     claim = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "2Gi"}}}
     stateful = {
         "serviceName": name,
         "replicas": 1,
-        "selector": {"matchLabels": labels},
+        "selector": {"matchLabels": chosen},
         "template": {"metadata": {"labels": labels}, "spec": _redis_pod()},
         "volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": claim}],
     }
-    service = {"clusterIP": "None", "selector": labels, "ports": ports}
+    service = {"clusterIP": "None", "selector": chosen, "ports": ports}
     return {
         "redis.yaml": {"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": about, "spec": stateful},
         "redis-service.yaml": {"apiVersion": "v1", "kind": "Service", "metadata": dict(about), "spec": service},

@@ -18,7 +18,7 @@ def templates(w: Workload) -> dict[str, Content]:
         "regrow-redis": {"password": FILL},
     }
     return {
-        f"secrets/{name.removeprefix('regrow-')}.yaml": {
+        f"{name.removeprefix('regrow-')}.yaml": {
             "apiVersion": "v1",
             "kind": "Secret",
             "metadata": {"name": name, "namespace": w.namespace},

@@ -1,21 +1,18 @@
 """What the manifests of one run depend on: nothing else goes into them, so equal workloads are rendered equal."""
 
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from typing import Any
+import hashlib
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from cluster import secrets
+from cluster.k8s.rendering import refusals
+from cluster.k8s.rendering.refusals import LONGEST
 
-RUN_LABEL = "regrow/run"  # of every object and pod of a run
-LONGEST = 47  # KubeRay adds six characters for the cluster's name, which ends at 53 (its utils/constant.go)
+RUN_LABEL = "regrow/run"  # of every object and pod of a run, of its endpoint's and of a cluster's to work on
+PART_LABEL = "regrow/part"  # which of these three: the name that its account and its network have too
 GPU = "nvidia.com/gpu"
 RECIPE = "/etc/regrow/recipe.toml"
 SCRATCH = "/scratch"  # the disk that all pods share
 PACKAGED = "~/recipes"  # stands for the recipes folder of the image, wherever regrow is installed there
-_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
-_LABEL = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
-_PATH = re.compile(r"/[^\s:]+")
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,8 @@ class Workload:
     """One run on Kubernetes.
 
     `name` is that of its RayJob and the beginning of all others' (a DNS-1035 label of at most 47 characters), `run` the
-    value of the label `RUN_LABEL`. `recipe` is TOML text, `run_dir` an s3:// URL or a path on one of `volumes`. `gpus`
+    value of the label `RUN_LABEL`. `part` says which of what is applied, and deleted, by itself: the run, its endpoint
+    or a cluster to work on. `recipe` is TOML text, `run_dir` an s3:// URL or a path on one of `volumes`. `gpus`
     are all GPUs that the run holds at once (0: it runs on CPUs), `gpu_nodes` pods with `gpus_per_node` of them each at
     most. Raises ValueError where Kubernetes or KubeRay would refuse something, or a field holds a secret."""
 
@@ -64,6 +62,7 @@ class Workload:
     run_dir: str
     image: str
     run: str = ""
+    part: Literal["", "api", "ray"] = ""
     namespace: str = "regrow"
     gpus: int = 0
     gpus_per_node: int = 0
@@ -91,36 +90,7 @@ class Workload:
     operator_namespace: str = "kuberay-system"
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            for text in _texts(getattr(self, field.name)):
-                if what := secrets.kind(text):
-                    raise ValueError(f"{field.name} holds {what}: manifests are kept and read by many; {secrets.WAY}")
-        for name, _ in self.env:
-            if secrets.named(name):
-                raise ValueError(f"env {name} is a secret by its name, and a manifest holds none; {secrets.WAY}")
-        self._check_names()
-        for volume in self.volumes:
-            if not _PATH.fullmatch(volume.path) or volume.path.startswith(("/etc/regrow", "/dev", "/scratch", "/tmp")):
-                raise ValueError(f"volume {volume.name}: {volume.path} is no place to mount it; give a path like /data")
-        if self.gpus and not self.gpus_per_node * self.gpu_nodes > 0:
-            raise ValueError(f"gpus = {self.gpus}, but no GPU pods: set gpus_per_node and gpu_nodes")
-        for seconds in ("deadline_seconds", "retries", "ttl_seconds", "idle_seconds"):
-            if getattr(self, seconds) < (seconds == "deadline_seconds"):
-                raise ValueError(f"{seconds} = {getattr(self, seconds)} is too little")
-
-    def _check_names(self) -> None:
-        if not _NAME.fullmatch(self.name) or len(self.name) > LONGEST:
-            raise ValueError(
-                f"name {self.name!r} cannot be a RayJob's: up to {LONGEST} small letters, digits and -, a letter first"
-            )
-        if not _LABEL.fullmatch(self.label):
-            raise ValueError(f"run {self.run!r} cannot be a label's value: at most 63 letters, digits, -, _ and .")
-        called = {"namespace": self.namespace, "service_account": self.service_account, "scratch": self.scratch_claim}
-        for volume in self.volumes:
-            called |= {f"volume {volume.name}": volume.name, f"claim {volume.claim}": volume.claim}
-        for what, name in called.items():
-            if name and (not re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", name) or len(name) > 63):
-                raise ValueError(f"{what}: {name!r} is no Kubernetes name; small letters, digits and - are allowed")
+        refusals.check(self)
 
     @property
     def label(self) -> str:
@@ -130,22 +100,28 @@ class Workload:
     @property
     def labels(self) -> dict[str, str]:
         """Of every object and pod."""
-        return {"app.kubernetes.io/part-of": "regrow", RUN_LABEL: self.label}
+        return {"app.kubernetes.io/part-of": "regrow", RUN_LABEL: self.label, PART_LABEL: self.own}
+
+    @property
+    def own(self) -> str:
+        """The name of what this part shares with no other: deleting one leaves the others their account, network,
+        recipe and disk."""
+        return {"": self.name, "api": self.service, "ray": f"{self.name}-ray"}[self.part]
 
     @property
     def account(self) -> str:
-        """The ServiceAccount of all pods."""
-        return self.service_account or self.name
+        """The ServiceAccount of the part's pods."""
+        return self.service_account or self.own
 
     @property
     def service(self) -> str:
         """The name of its RayService: KubeRay would give a RayJob of the same name a service of the same name."""
-        return f"{self.name[: LONGEST - 4].rstrip('-')}-api"
+        return f"{cut(self.name, LONGEST - 4)}-api"
 
     @property
     def scratch(self) -> str:
-        """The claim of the volume that all pods share."""
-        return self.scratch_claim or f"{self.name}-scratch"
+        """The claim of the volume that all pods of the part share."""
+        return self.scratch_claim or f"{self.own}-scratch"
 
     @property
     def entrypoint(self) -> str:
@@ -165,16 +141,12 @@ class Workload:
         return f"trap : TERM; {link if self.packaged_tasks else ''}{command}"
 
 
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Endpoint):
-        yield from _texts(value.config)
-    elif isinstance(value, Volume):
-        yield from (value.name, value.claim, value.path)
-    elif isinstance(value, dict):
-        for name, inner in value.items():
-            yield from (*_texts(name), *_texts(inner))
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _texts(inner)
+def cut(name: str, longest: int) -> str:
+    """`name`, at most `longest` characters of it; a cut one ends in a hash of the whole, so that names that begin alike
+    stay apart."""
+    return name if len(name) <= longest else hashed(name[: longest - 7], name)
+
+
+def hashed(word: str, name: str) -> str:
+    """`word` with a hash of `name`, six characters and a `-`, behind it."""
+    return f"{word.rstrip('-')}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"

@@ -134,7 +134,7 @@ def test_the_exit_status_is_the_jobs(call: Call, recipe: Path, tmp_path: Path) -
 def test_a_job_that_is_stopped_goes_on_where_it_was(call: Call, recipe: Path, tmp_path: Path) -> None:
     home = tmp_path / "stopped"
     asked = ("submit", str(recipe), f"run_dir={home}", "name=stopped", "--until", "generate")
-    detached = call(*asked, "--detach")
+    detached = call(*asked, "generate.max_num_seqs=1", "--detach")  # slowly: it is stopped in the middle
     assert detached.stdout == ""
     job = listed(call, "stopped-")[0][0]
     again = call(*asked, status=2)

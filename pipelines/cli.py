@@ -14,6 +14,7 @@ import typer
 
 from cluster import signals
 from pipelines import cli_generate, cli_k8s, cli_loadtest, cli_serve, cli_submit
+from pipelines.cli_submit import Overrides, RecipeArgument
 
 app = typer.Typer(
     help="Make a large language model smaller and grow its quality back, on Ray.",
@@ -28,8 +29,6 @@ recipes = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(recipes, name="recipes")
-RecipeArgument = Annotated[str, typer.Argument(help="A packaged recipe's name or a .toml file.")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="section.field=value, any number.")]
 
 
 @app.command(
@@ -53,9 +52,7 @@ def run(
     from pipelines import recipe_file
     from pipelines import run as story
 
-    if until not in story.STAGES:
-        close = recipe_file.nearest(until, list(story.STAGES))
-        raise recipe_file.BadInput(f"no stage {until!r}{close}; stages are: {', '.join(story.STAGES)}")
+    story.check_stage(until)
     read = recipe_file.load(recipe, overrides or [])
     if plan:
         _plan(read, until, as_json, gpu_hour_price, assume or [])

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipelines.cli_submit import Overrides, RecipeArgument
+
 if TYPE_CHECKING:
     from cluster.k8s.rendering.workload import Volume
 
@@ -26,8 +28,6 @@ CHECKED = (
     "Examples: `regrow k8s check k8s/quickstart` · `regrow k8s check k8s/quickstart/rayjob.yaml --json` · "
     "`regrow k8s check k8s --off RULE` · `regrow k8s check --rules`"
 )
-Recipe = Annotated[str, typer.Argument(help="A packaged recipe's name or a .toml file.")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="section.field=value, any number.")]
 Output = Annotated[Path, Opt("--output", "-o", help="Directory to write to; it holds nothing but what was rendered.")]
 Image = Annotated[str | None, Opt(help="Image of all pods; else regrow:VERSION-gpu, for a recipe without GPUs -cpu.")]
 Called = Annotated[str, Opt("--name", help="Name of the RayJob; else the recipe's.")]
@@ -56,7 +56,7 @@ Operator = Annotated[str, Opt("--operator-namespace", help="Where KubeRay's oper
 
 @app.command(epilog=RENDERED)
 def render(
-    recipe: Recipe, output: Output, overrides: Overrides = None, image: Image = None, name: Called = "",
+    recipe: RecipeArgument, output: Output, overrides: Overrides = None, image: Image = None, name: Called = "",
     namespace: Namespace = "regrow", gpus_per_node: Each = None, spot: Spot = False,
     spot_selector: SpotLabel = "karpenter.sh/capacity-type=spot", gpu_selector: Label = None,
     deadline_hours: Hours = 24.0, retries: Retries = 2, volume: Mounts = None, scratch_claim: Scratch = "",

@@ -63,8 +63,7 @@ def submit(
     from pipelines import recipe_file
     from pipelines import run as story
 
-    if until not in story.STAGES:
-        raise recipe_file.BadInput(f"no stage {until!r}; stages are: {', '.join(story.STAGES)}")
+    story.check_stage(until)
     read = recipe_file.load(recipe, overrides or [])
     if kuberay:
         from pipelines import submitting_kuberay
@@ -234,8 +233,7 @@ def _line(job: "Job") -> str:
 def _why(job: "Job") -> str:
     if job.status != "FAILED":
         return ""
-    code = f" with exit status {job.exit_status}" if job.exit_status else f": {' '.join(job.message.split())[:300]}"
-    return f"{code}"
+    return f" with exit status {job.exit_status}" if job.exit_status else f": {' '.join(job.message.split())[:300]}"
 
 
 def _write(text: str) -> None:

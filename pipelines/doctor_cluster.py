@@ -3,7 +3,6 @@
 import importlib.metadata
 import json
 import shlex
-import shutil
 import tempfile
 import time
 from collections import defaultdict
@@ -20,7 +19,7 @@ from pipelines import place, submitting
 from pipelines.doctor import DISK, GIB, Check
 from pipelines.recipe import Recipe
 from pipelines.recipe_file import BadInput
-from pipelines.shipping import CODE, ROOMS
+from pipelines.shipping import copy_code
 
 STORE = 200e6  # bytes of a node's object store; below it Ray Data stops and starts
 SECONDS = 300.0  # that the job may take
@@ -54,8 +53,7 @@ def examine(
 def ask(client: Any, directory: str, names: list[str], environment: dict[str, str]) -> Facts:
     """The survey of the cluster, made by a job. Raises RuntimeError where the job does not end well."""
     with tempfile.TemporaryDirectory(prefix="regrow-doctor-") as folder:
-        for room in ROOMS[:1]:
-            shutil.copytree(CODE / room, Path(folder) / room, ignore=shutil.ignore_patterns("__pycache__", "crds"))
+        copy_code("cluster", Path(folder), "crds")
         command = shlex.join(["python", "-m", "cluster.survey", directory, ",".join(names)])
         job_id = client.submit_job(entrypoint=command, runtime_env={"working_dir": folder, "env_vars": environment})
     until = time.monotonic() + SECONDS

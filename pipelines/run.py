@@ -14,7 +14,7 @@ from cluster.session import session
 from pipelines import ids, inputs, models, objectives, place, prepare, report
 from pipelines.generation import finishing, job
 from pipelines.recipe import Recipe
-from pipelines.recipe_file import BadInput
+from pipelines.recipe_file import BadInput, nearest
 from pipelines.screen import say
 from pipelines.steps import Done, Step, perform, step
 
@@ -66,6 +66,12 @@ def servable(recipe: Recipe, only: list[str]) -> dict[str, Path]:
         if name not in found:
             raise BadInput(f"run has no model {name!r}; it has: {', '.join(found)}")
     return {name: found[name] for name in only} if only else found
+
+
+def check_stage(name: str) -> None:
+    """Raise BadInput, with the nearest name, where no stage is called so."""
+    if name not in STAGES:
+        raise BadInput(f"no stage {name!r}{nearest(name, list(STAGES))}; stages are: {', '.join(STAGES)}")
 
 
 def check(recipe: Recipe) -> None:

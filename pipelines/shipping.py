@@ -48,8 +48,13 @@ def pack(recipe: Recipe, folder: Path, code: bool, there: tuple[str, ...] = ()) 
     (folder / RECIPE).write_text(reference.render(moved), encoding="utf8")
     if code:
         for room in ROOMS:
-            shutil.copytree(CODE / room, folder / room, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+            copy_code(room, folder)
     return said
+
+
+def copy_code(room: str, folder: Path, *without: str) -> None:
+    """Copy one of this project's packages below `folder`, without bytecode and names that match `without`."""
+    shutil.copytree(CODE / room, folder / room, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", *without))
 
 
 def check_run_dir(recipe: Recipe) -> str:

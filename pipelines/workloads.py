@@ -9,11 +9,10 @@ from cluster import storage
 from cluster.jobs.submit import run_id
 from cluster.k8s.rendering.workload import LONGEST, PACKAGED, Endpoint, Size, Volume, Workload, cut, hashed
 from pipelines import few_shot, lm_tasks, needs, recipe_file, reference
-from pipelines.recipe import Recipe
+from pipelines.recipe import NAMED_SETS, Recipe
 from pipelines.recipe_file import BadInput
 
 GIB = 1 << 30
-NAMED = ("tiny-tasks", "gsm8k-sample")
 MOST = 8  # GPUs of one node, as they are mostly built
 REMEDY = "put it on s3://, hf:// or a volume that pods mount (--volume NAME=CLAIM:/path)"
 KEYS = "/etc/regrow-keys/keys.txt"
@@ -95,7 +94,9 @@ def _read(recipe: Recipe) -> list[tuple[str, str]]:
         found.append(("teacher.model", model))
     for data in recipe.dataset:
         named = {"source": data.source, "test_source": data.test_source}
-        found += [(f"dataset {data.name}, {key}", place) for key, place in named.items() if place not in (*NAMED, None)]
+        found += [
+            (f"dataset {data.name}, {key}", place) for key, place in named.items() if place not in (*NAMED_SETS, None)
+        ]
     written = recipe.generate.rationale_prompt
     if written not in (None, *few_shot.PACKAGED):
         found.append(("generate.rationale_prompt", written))
@@ -152,7 +153,7 @@ def _even(gib: float) -> int:
 def _served(recipe: Recipe, models: dict[str, str] | None) -> dict[str, str]:
     if models is not None:
         return models
-    at_hand = recipe.teacher.model == "tiny" and all(data.source in NAMED for data in recipe.dataset)
+    at_hand = recipe.teacher.model == "tiny" and all(data.source in NAMED_SETS for data in recipe.dataset)
     if not at_hand or not recipe.trained:
         return {}
     from pipelines import run

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import s3fs
 
 from tests.conftest import moto, s3_at
 from tests.cut import Cut
+from tests.drivers import until
 from tests.ray_start import Started, started
 
 pytestmark = pytest.mark.timeout(1200)
@@ -97,13 +97,6 @@ def listed(call: Call, word: str) -> list[list[str]]:
     return [line.split() for line in call("jobs").stdout.splitlines() if word in line]
 
 
-def until(condition: Callable[[], object], seconds: float = 600) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "took too long"
-        time.sleep(0.3)
-
-
 def test_a_recipe_runs_on_the_cluster_and_a_second_submission_reuses_its_work(
     call: Call, recipe: Path, bucket: str
 ) -> None:
@@ -139,7 +132,7 @@ def test_a_job_that_is_stopped_goes_on_where_it_was(call: Call, recipe: Path, tm
     job = listed(call, "stopped-")[0][0]
     again = call(*asked, status=2)
     assert f"this run is under way as job {job}" in again.stderr
-    until(lambda: list(home.glob("artifacts/generate-*/data/part-*.parquet")))
+    until(lambda: list(home.glob("artifacts/generate-*/data/part-*.parquet")), timeout=600)
     call("jobs", "stop", job)
     assert listed(call, job)[0][1] == "stopped"
     assert "is over already" in call("jobs", "stop", job).stderr
@@ -153,7 +146,7 @@ def test_ctrl_c_leaves_the_job_running(cluster: Started, call: Call, recipe: Pat
     environ = {**os.environ, "RAY_AUTH_TOKEN": cluster.token, "RAY_API_SERVER_ADDRESS": cluster.address}
     with (tmp_path / "log").open("w+") as log:
         process = subprocess.Popen(asked, stdout=log, stderr=subprocess.STDOUT, env=environ, cwd=tmp_path)
-        until(lambda: "prepare: done" in (tmp_path / "log").read_text())
+        until(lambda: "prepare: done" in (tmp_path / "log").read_text(), timeout=600)
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
     said = (tmp_path / "log").read_text()

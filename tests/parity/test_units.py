@@ -1,5 +1,6 @@
 """Masks on FFN units against a forward pass written out by hand, and the scores of units against plain loops."""
 
+import copy
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -63,7 +64,7 @@ OTHERS = {
 def build(family: str, dtype: torch.dtype = torch.float64, how: str = "sdpa") -> Any:
     """A random model, its biases too; the same for the same arguments."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(FAMILIES[family], dtype=dtype, attn_implementation=how).eval()
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(FAMILIES[family]), dtype=dtype, attn_implementation=how).eval()
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.3)

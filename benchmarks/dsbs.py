@@ -33,8 +33,8 @@ import typer
 from benchmarks.tiny_students import pruned, revision, teacher
 from cluster.artifacts import digest_of, versions
 from pipelines import models, objectives, prompts, rationales
-from pipelines.recipe import Student
 from pipelines.reporting import recovery
+from pipelines.student import Student
 from pipelines.tiny import families
 from pipelines.tiny import scores as tiny_scores
 from pipelines.training import batches, best, feed, loading, loop, losses, metrics, optimizers

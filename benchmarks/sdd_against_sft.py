@@ -31,8 +31,8 @@ import typer
 from benchmarks.tiny_students import pruned, revision, teacher
 from cluster.artifacts import digest_of, versions
 from pipelines import models, prompts, verdicts
-from pipelines.recipe import Student
 from pipelines.reporting import recovery
+from pipelines.student import Student
 from pipelines.tiny import families, styles
 from pipelines.tiny import scores as tiny_scores
 from pipelines.training import batches, feed, loading, loop, losses, optimizers

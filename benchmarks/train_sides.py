@@ -153,7 +153,7 @@ def workload(home: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 def student_of(about: dict[str, Any]) -> Any:
     """The settings as a recipe has them."""
-    from pipelines.recipe import Student
+    from pipelines.student import Student
 
     return Student(
         name="sft", batch_tokens=about["tokens"], micro_tokens=about["longest"], learning_rate=RATE

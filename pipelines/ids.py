@@ -9,7 +9,8 @@ from typing import Any
 from cluster import storage
 from cluster.artifacts import Artifact, digest_of
 from pipelines import few_shot, lm_tasks, models, prepare
-from pipelines.recipe import NAMED_SETS, Recipe, Student
+from pipelines.recipe import NAMED_SETS, Recipe
+from pipelines.student import Student
 
 FORMATS = {"prepare": 4, "prune": 1, "generate": 3, "train": 4, "evaluate": 1}
 WEIGHTS = (".safetensors", ".bin", ".json", ".model", ".jinja")

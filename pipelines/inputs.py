@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 from cluster import storage
 from cluster.artifacts import Artifact
 from pipelines import objectives, parts, prompts
-from pipelines.recipe import Recipe, Student
+from pipelines.recipe import Recipe
 from pipelines.recipe_file import BadInput
+from pipelines.student import Student
 
 ROWS = pa.schema([(name, pa.string()) for name in ("id", "task", "prompt", "history", "target")] + [
     ("weight", pa.float64())

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipelines import prompts
-from pipelines.recipe import DISTILLED, Student, objective_of
+from pipelines.student import DISTILLED, Student, objective_of
 
 Row = dict[str, Any]  # id, task, prompt, history, target, weight
 LABEL, RATIONALE = TASKS = ("label", "rationale")  # of dsbs; the others have one task, the first

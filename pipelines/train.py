@@ -11,9 +11,10 @@ from typing import Any
 
 from cluster import gpus
 from pipelines import cards, models
-from pipelines.recipe import Recipe, Student, objective_of
+from pipelines.recipe import Recipe
 from pipelines.recipe_file import BadInput
 from pipelines.screen import say
+from pipelines.student import Student, objective_of
 from pipelines.training import checkpoints, fitting, notes, packs
 
 

@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.recipe import Recipe, Student
+from pipelines.recipe import Recipe
+from pipelines.student import Student
 from pipelines.training import metrics
 from tests import drivers
 
@@ -24,7 +25,8 @@ import json, sys
 from pathlib import Path
 from cluster.session import session
 from pipelines import train
-from pipelines.recipe import Recipe, Student
+from pipelines.recipe import Recipe
+from pipelines.student import Student
 with session(sys.argv[1], None):
     recipe, student = Recipe(**json.loads(sys.argv[2])), Student(**json.loads(sys.argv[3]))
     train.train(recipe, student, Path(sys.argv[4]), sys.argv[5], Path(sys.argv[6]))

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipelines import models, prompts, prune
-from pipelines.recipe import Student
 from pipelines.rows.records import Record
+from pipelines.student import Student
 
 SHORTEST = 256  # tokens of an answer: a model may say more than a reference that is a bare number
 LONGEST = 8192  # tokens of prompt and answer, unless the model takes fewer

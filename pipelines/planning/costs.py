@@ -11,7 +11,7 @@ from pipelines.planning.architecture import BYTES
 from pipelines.planning.known import Known
 from pipelines.planning.memory import Memory
 from pipelines.planning.work import Engine, Work
-from pipelines.recipe import Student, objective_of
+from pipelines.student import Student, objective_of
 
 WRITTEN = {"self_distill": "rewrites", "rationale": "rationales"}
 

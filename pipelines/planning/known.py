@@ -8,8 +8,9 @@ from pipelines.planning import amounts, architecture
 from pipelines.planning.amounts import Amount
 from pipelines.planning.architecture import BYTES, Architecture
 from pipelines.planning.assumptions import Assumptions
-from pipelines.recipe import Recipe, Student
+from pipelines.recipe import Recipe
 from pipelines.recipe_file import BadInput
+from pipelines.student import Student
 
 
 class Known(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipelines.planning.architecture import LINEARS, Architecture
 from pipelines.planning.assumptions import Assumptions
-from pipelines.recipe import Student
+from pipelines.student import Student
 
 MASTER, MOMENTS, COMPUTE = 4, 8, 2  # bytes: fp32 parameter, its two AdamW moments, bf16
 LOSS = 12  # bytes a logit: bf16 logits and gradient, fp32 log-softmax and gradient (losses.nats)

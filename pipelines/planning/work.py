@@ -13,7 +13,7 @@ from cluster.gpus import Gpu, flops_per_token
 from pipelines.planning.architecture import Architecture
 from pipelines.planning.assumptions import Assumptions
 from pipelines.planning.lm_sizes import SIZES, Size
-from pipelines.recipe import Student
+from pipelines.student import Student
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.recipe import DISTILLED
 from pipelines.reporting import recovery
 from pipelines.reporting.recovery import Interval
+from pipelines.student import DISTILLED
 from pipelines.verdicts import VERDICTS
 
 SCHEMA = 1

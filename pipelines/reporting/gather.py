@@ -9,11 +9,12 @@ import pyarrow.parquet as pq
 from cluster import storage
 from cluster.artifacts import Artifact, versions
 from pipelines import conversations, inputs, parts, prompts
-from pipelines.recipe import Recipe, objective_of
+from pipelines.recipe import Recipe
 from pipelines.reporting.findings import Inputs
 from pipelines.rows import contamination
 from pipelines.screen import say
 from pipelines.steps import Done
+from pipelines.student import objective_of
 
 Outs = dict[str, dict[str, Artifact]]
 

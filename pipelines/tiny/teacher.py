@@ -18,7 +18,7 @@ import torch
 import typer
 
 from pipelines import models, prompts
-from pipelines.recipe import Student
+from pipelines.student import Student
 from pipelines.tiny import families, styles, tokenizers
 from pipelines.training import attention, feed, loop, losses, optimizers
 from pipelines.training.batches import Planned, encode, flat

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 
-from pipelines.recipe import Student
+from pipelines.student import Student
 
 ANEW = ("max_length", "lora_rank", "last_layers")  # settings with which no checkpoint is gone on from
 FEW = 5  # rows that a message names

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from pipelines import objectives
-from pipelines.recipe import Student
+from pipelines.student import Student
 from pipelines.training import packing
 from pipelines.training.batches import Batch, Planned, Rows, collate, weights
 from pipelines.training.packs import Packs

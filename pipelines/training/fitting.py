@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster import gpus
-from pipelines.recipe import Student
 from pipelines.screen import say
+from pipelines.student import Student
 from pipelines.training import checkpoints, faults, notes, packs
 
 RETRIES = 2  # how often workers may be lost without a new checkpoint in between

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 
-from pipelines.recipe import Student
 from pipelines.screen import say
+from pipelines.student import Student
 from pipelines.training import attention, parallel, slices
 from pipelines.training.losses import ByToken
 

@@ -18,9 +18,9 @@ import pyarrow.compute as pc
 
 from cluster import dataflow, storage
 from pipelines import objectives
-from pipelines.recipe import Student
 from pipelines.recipe_file import BadInput
 from pipelines.screen import say
+from pipelines.student import Student
 from pipelines.training import batches, data, encoding, gathering, packing
 
 MANIFEST = "packs.json"

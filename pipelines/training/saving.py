@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
-from pipelines.recipe import Student
+from pipelines.student import Student
 from pipelines.training import loading, parallel, slices
 from pipelines.training.losses import ByToken
 

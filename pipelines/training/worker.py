@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pipelines.recipe import Student
+from pipelines.student import Student
 from pipelines.training import (  # fmt: skip
     checkpoints,
     faults,

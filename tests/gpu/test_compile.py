@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pipelines.recipe import Student
+from pipelines.student import Student
 from pipelines.training import loading, parallel
 from tests import tiny
 from tests.parity.test_loop import PEAK, looped, rows

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from pipelines import prune, train
-from pipelines.recipe import Recipe, Student
+from pipelines.recipe import Recipe
+from pipelines.student import Student
 from pipelines.training import loading, losses, saving
 from tests import tiny
 

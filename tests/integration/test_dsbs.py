@@ -9,8 +9,8 @@ import pytest
 
 from cluster.artifacts import Artifact
 from pipelines import evaluate, inputs, models, parts, recipe_file, run
-from pipelines.recipe import Student
 from pipelines.recipe_file import BadInput
+from pipelines.student import Student
 from pipelines.tiny import families
 
 pytestmark = pytest.mark.timeout(1800)

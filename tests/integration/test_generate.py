@@ -11,7 +11,7 @@ from cluster import storage
 from cluster.artifacts import Artifact
 from pipelines import conversations, generate, inputs, models, parts, prepare, prompts, recipe_file, verdicts
 from pipelines.generation import job
-from pipelines.recipe import Student
+from pipelines.student import Student
 from pipelines.tiny import scores as tiny_scores
 
 pytestmark = pytest.mark.timeout(1800)

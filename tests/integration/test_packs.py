@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from pipelines import objectives, prompts
-from pipelines.recipe import Student
 from pipelines.recipe_file import BadInput
+from pipelines.student import Student
 from pipelines.training import batches, feed, gathering, packs
 from tests import tiny, trainings
 
@@ -217,7 +217,7 @@ CALL = """
 import sys
 from pathlib import Path
 from cluster.session import session
-from pipelines.recipe import Student
+from pipelines.student import Student
 from pipelines.training import packs
 with session("local", 2):
     try:

@@ -17,8 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cluster import storage
 from pipelines import evaluate, generate, layers, parts, prompts, prune, train
 from pipelines.generation import job
-from pipelines.recipe import Recipe, Student
+from pipelines.recipe import Recipe
 from pipelines.served import of_run
+from pipelines.student import Student
 from serving import endpoint
 from serving.listening import Http
 from tests import others, ports

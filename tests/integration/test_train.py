@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from pipelines import train
-from pipelines.recipe import Student
 from pipelines.recipe_file import BadInput
+from pipelines.student import Student
 from pipelines.training import checkpoints, loop, metrics
 from pipelines.training import data as training_data
 from tests import tiny, trainings

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pipelines.recipe import Student
+from pipelines.student import Student
 from pipelines.training import (  # fmt: skip
     best,
     checkpoints,

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from transformers import MistralConfig, MistralForCausalLM
 
 from pipelines import train
-from pipelines.recipe import Student
+from pipelines.student import Student
 from pipelines.training import checkpoints
 from tests import drivers, others, tiny, trainings
 from tests.trainings import losses, recipe, when

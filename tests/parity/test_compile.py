@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from transformers import AttentionInterface, AutoModelForCausalLM
 
-from pipelines.recipe import Student
+from pipelines.student import Student
 from pipelines.training import attention, checkpoints, loading, optimizers, parallel, saving
 from tests import others, tiny
 from tests.parity.test_loop import PEAK, VARIANTS, looped, model, rows

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from pipelines import objectives
-from pipelines.recipe import Student
+from pipelines.student import Student
 from pipelines.training import batches, feed, loading, loop, losses
 from tests import tiny
 

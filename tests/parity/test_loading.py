@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, MixtralConfig, Qwen3Config
 
 from pipelines import train
-from pipelines.recipe import Recipe, Student
+from pipelines.recipe import Recipe
+from pipelines.student import Student
 from pipelines.training import loading, losses, parallel, saving, slices
 from tests import ranks
 

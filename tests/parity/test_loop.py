@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipelines.recipe import Student
+from pipelines.student import Student
 from pipelines.training import batches, faults, feed, loop, losses, optimizers, packing
 from tests import ranks, tiny
 

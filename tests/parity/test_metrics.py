@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cluster.gpus import peak
-from pipelines.recipe import Student
+from pipelines.student import Student
 from pipelines.training import batches, loading, loop, losses, metrics
 from tests import tiny
 

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipelines import models, recipe_file
 from pipelines.planning import architecture, memory
-from pipelines.recipe import Student
+from pipelines.student import Student
 from pipelines.training import loading, losses, parallel, saving
 
 TEACHERS = sorted({recipe_file.load(name).teacher.model for name in recipe_file.names()})

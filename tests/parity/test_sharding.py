@@ -16,7 +16,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from pipelines import models, recipe_file
 from pipelines.planning import architecture, memory
 from pipelines.planning.assumptions import Assumptions
-from pipelines.recipe import Recipe, Student
+from pipelines.recipe import Recipe
+from pipelines.student import Student
 from pipelines.training import loading, parallel
 from tests.parity.test_plan_numbers import built, count
 

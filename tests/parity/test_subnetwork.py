@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, Phi3Config
 
 from pipelines import layers, masks, subnetwork, units
-from pipelines.recipe import Student
+from pipelines.student import Student
 from pipelines.training import loading
 from tests import tiny
 from tests.parity.test_units import BLOCKS, FAMILIES, SHAPE, WIDTH, build, close, ids, soft

@@ -11,7 +11,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from pipelines import prompts
-from pipelines.recipe import Student
+from pipelines.student import Student
 from pipelines.tiny import families, styles
 from pipelines.training import batches, feed, loading, loop, losses, optimizers
 from tests import tiny

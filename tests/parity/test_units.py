@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from pipelines import masks, units
-from pipelines.recipe import Student
+from pipelines.student import Student
 from pipelines.training import attention, batches, loading, losses, parallel
 
 BLOCKS, WIDTH, WINDOW = 3, 20, 5
@@ -64,7 +64,9 @@ OTHERS = {
 def build(family: str, dtype: torch.dtype = torch.float64, how: str = "sdpa") -> Any:
     """A random model, its biases too; the same for the same arguments."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(copy.deepcopy(FAMILIES[family]), dtype=dtype, attn_implementation=how).eval()
+    model = AutoModelForCausalLM.from_config(
+        copy.deepcopy(FAMILIES[family]), dtype=dtype, attn_implementation=how
+    ).eval()
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.3)

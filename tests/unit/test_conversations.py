@@ -11,8 +11,9 @@ from cluster.artifacts import Artifact
 from pipelines import conversations, evaluate, inputs, prepare, prompts
 from pipelines.conversations import Unfit
 from pipelines.generation import asking, job
-from pipelines.recipe import Dataset, Prune, Recipe, Student
+from pipelines.recipe import Dataset, Prune, Recipe
 from pipelines.rows import records
+from pipelines.student import Student
 from pipelines.training import batches, encoding
 from tests import tiny
 

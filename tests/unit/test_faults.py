@@ -11,8 +11,8 @@ from ray.exceptions import ActorDiedError, OutOfMemoryError
 from ray.train import WorkerGroupError
 
 from pipelines import train
-from pipelines.recipe import Student
 from pipelines.recipe_file import BadInput
+from pipelines.student import Student
 from pipelines.training import faults
 from tests import trainings
 

@@ -10,7 +10,8 @@ from pipelines import models, plan, recipe_file, workloads
 from pipelines.planning import architecture, costs, known, memory, screen
 from pipelines.planning.architecture import Architecture
 from pipelines.planning.assumptions import Assumptions
-from pipelines.recipe import Cluster, Student
+from pipelines.recipe import Cluster
+from pipelines.student import Student
 
 SMALL: dict[str, Any] = {
     "model_type": "llama",

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipelines import objectives
-from pipelines.recipe import OBJECTIVES, Student, objective_of
+from pipelines.student import OBJECTIVES, Student, objective_of
 
 RECORD = {"id": "a", "context": "", "input": "2 + 3?", "history": "", "reference": "It is 5.", "answer": "5"}
 SAID = {"rationale": "2 and 3 are 5.", "label": "5", "verdict": "match", "target": "2 + 3 = 5\n#### 5"}

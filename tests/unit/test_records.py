@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import ids, prepare
-from pipelines.recipe import Dataset, Prune, Recipe, Student
+from pipelines.recipe import Dataset, Prune, Recipe
 from pipelines.rows import records
+from pipelines.student import Student
 
 ROWS = [
     {"question": f"What is {i} + 1?", "answer": f"It is {i} + 1 = {i + 1}. The answer is {i + 1}."} for i in range(5)

@@ -9,8 +9,8 @@ from pipelines.planning import work
 from pipelines.planning.assumptions import Assumptions, assumed
 from pipelines.planning.lm_sizes import Size
 from pipelines.planning.work import Engine
-from pipelines.recipe import Student
 from pipelines.recipe_file import BadInput
+from pipelines.student import Student
 from tests.unit.test_memory import small
 
 GPU = Gpu("test", 1e9, 1e6, 1e6)

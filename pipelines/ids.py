@@ -3,6 +3,7 @@
 Left out on purpose: where things run and how many workers or engines do it. Those change no result.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from cluster import storage
 from cluster.artifacts import Artifact, digest_of
 from pipelines import few_shot, lm_tasks, models, prepare
 from pipelines.recipe import NAMED_SETS, Recipe
-from pipelines.student import Student
+from pipelines.student import BUILT_IN, Student
 
 FORMATS = {"prepare": 4, "prune": 1, "generate": 3, "train": 4, "evaluate": 1}
 WEIGHTS = (".safetensors", ".bin", ".json", ".model", ".jinja")
@@ -58,10 +59,19 @@ class Shaped:
         return _record("generate", FORMATS["generate"], part, [data], {"teacher": self.teacher})
 
     def train(self, student: Student, cut: Artifact, rows: list[Artifact]) -> dict[str, Any]:
-        """The student's settings; the pruned checkpoint and the artifacts that the rows it learns from are made of."""
-        part = student.model_dump(exclude={"checkpoint_steps", "micro_tokens", "activation_checkpointing", "compile"})
+        """The student's settings; what it starts from, the pruned checkpoint or, to choose FFN units of, the teacher;
+        the artifacts that the rows it learns from are made of; text and predictor that it is given."""
+        left_out = {"checkpoint_steps", "micro_tokens", "activation_checkpointing", "compile"}
+        part = student.model_dump(exclude=left_out | ({"ifp"} if student.ifp is None else set()))
         part["seed"] = self.recipe.seed if student.seed is None else student.seed
-        return _record("train", FORMATS["train"], part, [cut, *rows], {})
+        if not student.ifp:
+            return _record("train", FORMATS["train"], part, [cut, *rows], {})
+        read = {"teacher": self.teacher}  # it starts from the whole teacher
+        if student.ifp.text:
+            read["text"] = storage.digest(student.ifp.text)
+        if not re.fullmatch(BUILT_IN, student.ifp.predictor):
+            read["predictor"] = digest_of(models.resolve(student.ifp.predictor), WEIGHTS)
+        return _record("train", FORMATS["train"], part, rows, read)
 
     def evaluate(self, made: Artifact | None, data: Artifact) -> dict[str, Any]:
         """Suites and answer length; the model and the test rows."""

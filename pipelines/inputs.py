@@ -14,7 +14,7 @@ from pipelines.recipe import Recipe
 from pipelines.recipe_file import BadInput
 from pipelines.student import Student
 
-ROWS = pa.schema([(name, pa.string()) for name in ("id", "task", "prompt", "history", "target")] + [
+ROWS = pa.schema([(name, pa.string()) for name in ("id", "task", "prompt", "history", "target", "family")] + [
     ("weight", pa.float64())
 ])  # fmt: skip
 
@@ -55,7 +55,11 @@ def targets(student: Student, data: Artifact, written: Artifact | None, out: Pat
 
     def written_down(split: str) -> tuple[int, int]:
         found = records(data, split)
-        rows = [row for one in found for row in objectives.rows(student, one, said.get(one["id"]))]
+        rows = [
+            {**row, "family": one["task"]}  # `task` of a row is which loss it counts in
+            for one in found
+            for row in objectives.rows(student, one, said.get(one["id"]))
+        ]
         pq.write_table(pa.Table.from_pylist(rows, ROWS), out / f"{split}.parquet", row_group_size=ENCODED_AT_ONCE)
         return len(found), len(rows)
 

@@ -12,12 +12,13 @@ from pipelines import prompts
 from pipelines.student import DISTILLED, Student, objective_of
 
 Row = dict[str, Any]  # id, task, prompt, history, target, weight
-LABEL, RATIONALE = TASKS = ("label", "rationale")  # of dsbs; the others have one task, the first
+# Of dsbs; the others have one task, the first. `text`: documents, stage 1 of instruction-following pruning.
+LABEL, RATIONALE, TEXT = TASKS = ("label", "rationale", "text")
 
 
 def writes(student: Student) -> str | None:
     """The mode in which the teacher writes what `student` learns from; None where references are enough."""
-    objective = objective_of(student.name)
+    objective = student.learns
     if objective == "sdd":
         return "self_distill"
     told = objective in DISTILLED and (objective != "label" or student.labels == "teacher")
@@ -29,18 +30,22 @@ def written(students: Iterable[Student]) -> list[str]:
     return list(dict.fromkeys(mode for student in students if (mode := writes(student))))
 
 
-def shares(student: Student) -> tuple[float, float]:
+def shares(student: Student) -> tuple[float, float, float]:
     """The weights of the label's and of the rationale's loss: (α, 1 - α) as in the authors' code, or (1, λ) as in
-    arXiv 2305.02301, eq. 4. Where there is one task, (1, 0)."""
-    if objective_of(student.name) != "dsbs":
-        return 1.0, 0.0
-    return (student.alpha, 1 - student.alpha) if student.rationale_weight is None else (1.0, student.rationale_weight)
+    arXiv 2305.02301, eq. 4. Where there is one task, (1, 0). Documents have steps of their own: 1 where there are."""
+    text = 1.0 if student.ifp and student.ifp.text else 0.0
+    if student.learns != "dsbs":
+        return 1.0, 0.0, text
+    label, rationale = (
+        (student.alpha, 1 - student.alpha) if student.rationale_weight is None else (1.0, student.rationale_weight)
+    )
+    return label, rationale, text
 
 
 def rows(student: Student, record: Mapping[str, Any], said: Mapping[str, Any] | None) -> list[Row]:
     """The training rows of one record; `said`, what the teacher wrote about it: a row of a generate artifact, None
     where it wrote nothing or lies in quarantine. Empty where nothing can be learned: no label, or none was read."""
-    objective = objective_of(student.name)
+    objective = student.learns
     if objective not in DISTILLED:
         return [_row(record, LABEL, said["target"] if said and objective == "sdd" else record["reference"])]
     label = record["answer"] if student.labels == "gold" else (said or {}).get("label")

@@ -22,8 +22,13 @@ def render(recipe: Recipe, notes: Mapping[str, str] | None = None) -> str:
     for name, value in nested:
         for entry in value if isinstance(value, tuple) else [value]:
             lines += ["", f"[[{name}]]" if isinstance(value, tuple) else f"[{name}]"]
-            for key, inner in entry:
-                lines += _field(entry, key, inner, (notes or {}).get(f"{name}.{key}"))
+            inner = [(key, part) for key, part in entry if isinstance(part, BaseModel)]
+            for key, field in entry:
+                if not isinstance(field, BaseModel):
+                    lines += _field(entry, key, field, (notes or {}).get(f"{name}.{key}"))
+            for key, part in inner:  # of the entry above it
+                lines += ["", f"[{name}.{key}]"]
+                lines += [line for field, found in part for line in _field(part, field, found, None)]
     return "\n".join(lines)
 
 

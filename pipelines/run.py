@@ -82,7 +82,7 @@ def check(recipe: Recipe) -> None:
     try:
         teacher = models.resolve(recipe.teacher.model)
         prune.check(recipe, teacher)
-        if any(student.lora_targets for student in recipe.student):  # importing torch takes seconds
+        if any(student.lora_targets or student.ifp for student in recipe.student):  # importing torch takes seconds
             from pipelines import train
 
             train.check(recipe, teacher)
@@ -123,7 +123,7 @@ def steps(recipe: Recipe) -> list[Step]:
 
     students = {s.name: s for s in recipe.trained}
     # Rewrites are the artifact `generate`, rationales `generate-rationale`.
-    read = {s.name: mode.replace("self_distill", "") for s in students.values() if (mode := objectives.writes(s))}
+    read = {s.name: mode.replace("self_distill", "") for s in recipe.trained if (mode := objectives.writes(s))}
     asked = {what: shaped.generate(what or "self_distill", data) for what in read.values()}
     generate_step = step(home, "generate", asked, generated, ray=True)
     written = {name: generate_step.outs[what] for name, what in read.items()}
@@ -134,9 +134,10 @@ def steps(recipe: Recipe) -> list[Step]:
         for name, out in outs.items():
             with out.writing() as folder:
                 rows, held = inputs.targets(students[name], data, written.get(name), folder)
-                yield name, train.train(recipe, students[name], cut.local() / "model", rows, folder, held)
+                start = teacher if students[name].ifp else _checkpoint(cut, teacher)
+                yield name, train.train(recipe, students[name], start, rows, folder, held)
 
-    # What the teacher wrote names the data in its own id; a baseline takes its labels from the data.
+    # A baseline takes its labels from the data; what the teacher wrote names the data in its own id.
     shapes = {name: shaped.train(s, cut, [written.get(name, data)]) for name, s in students.items()}
     train_step = step(home, "train", shapes, trained, ray=True)
 

@@ -9,6 +9,7 @@ from pipelines.sections import Name, Section
 # Distilling step-by-step (dsbs, arXiv 2305.02301) comes with its baselines: the label alone, and both in one output.
 DISTILLED = ("dsbs", "label", "rationale_then_label", "label_then_rationale")
 LEARNED = ("sft", "sdd", *DISTILLED)
+BUILT_IN = r"(first|fresh)-(\d+)"  # predictors of instruction-following pruning that need no file
 OBJECTIVES = ("none", *LEARNED, "ifp")
 _ONLY = {  # fields that other objectives do not read
     "labels": DISTILLED, "teacher_correct_only": DISTILLED, "alpha": ("dsbs",), "rationale_weight": ("dsbs",),
@@ -27,10 +28,61 @@ def objective_of(name: str) -> str:
     return max(found, key=len, default="")
 
 
+class Ifp(Section):
+    """Instruction-following pruning (arXiv 2501.02086): FFN units of the teacher, chosen by the prompt."""
+
+    units: int = Field(ge=1, description="FFN units of every block that stay on, of the teacher's intermediate_size")
+    mask: Literal["prompt", "static", "importance", "random"] = Field(
+        "prompt", description="Who chooses them: a predictor by the prompt; or, the same for all, as baselines: scores "
+        "that are learned; activation * norm; chance"
+    )  # fmt: skip
+    learns: Literal["sft", "sdd", "dsbs", "label", "rationale_then_label", "label_then_rationale"] = Field(
+        "sft", description="The objective whose rows are learned"
+    )
+    predictor: str = Field(
+        "first-2", description="Small language model that reads the prompt: `first-N`, a copy of the teacher's first N "
+        "blocks; `fresh-N`, N untrained blocks of width 128; a directory; or a hub id with optional @revision"
+    )  # fmt: skip
+    predictor_learning_rate: float | None = Field(
+        None, gt=0, description="Peak rate of predictor and scores; None: learning_rate"
+    )
+    temperature: tuple[float, float] = Field(
+        (1.0, 0.05), description="Of the soft mask, at first and once annealed; scores begin with variance 1"
+    )
+    anneal: float = Field(
+        0.5, ge=0, le=1, description="Share of training over which width and temperature go down; 0: narrow at once"
+    )
+    guidance: float = Field(
+        1.0, ge=0, description="Weight of the loss that draws the predictor's scores towards the activations of the "
+        "row's own units while the width goes down; 0: the paper's loss alone"
+    )  # fmt: skip
+    calibration_rows: int = Field(
+        256, ge=2, description="Train rows on which importance is measured and sub-networks are clustered"
+    )
+    subnetworks: int = Field(
+        2, ge=1, le=64, description="mask = prompt: dense sub-networks that are exported and served behind a router"
+    )
+    text: str | None = Field(
+        None, description="Stage 1: a JSONL, Parquet or CSV file with a column `text` to pre-train on first; None: none"
+    )
+    text_chunk: int = Field(
+        128, ge=2, description="Stage 1: tokens of a chunk; each chunk chooses the units for the next one"
+    )
+    text_tokens: int | None = Field(None, ge=1, description="Stage 1: tokens at most; None: the whole file once")
+
+    @model_validator(mode="after")
+    def _falls(self) -> "Ifp":
+        first, last = self.temperature
+        if not first >= last > 0:
+            raise ValueError(f"temperature goes from {first} to {last}; choose two numbers above 0, the first no less")
+        return self
+
+
 class Student(Section):
     name: Annotated[Name, AfterValidator(_objective_first)] = Field(
         description=f"Starts with the objective: {', '.join(OBJECTIVES)}"
     )
+    ifp: Ifp | None = Field(None, description="ifp: which FFN units stay on, and who chooses them; None: not masked")
     labels: Literal["gold", "teacher"] = Field(
         "gold", description="dsbs and its baselines: whose labels; teacher: as if the rows had none (task distillation)"
     )
@@ -71,9 +123,19 @@ class Student(Section):
         None, ge=0, lt=1 << 32, description="Order of rows and LoRA's start; None: the recipe's seed"
     )
 
+    @property
+    def learns(self) -> str:
+        """The objective whose rows are learned: its own, or the one that instruction-following pruning is told."""
+        return self.ifp.learns if self.ifp else objective_of(self.name)
+
     @model_validator(mode="after")
     def _fits(self) -> "Student":
-        objective = objective_of(self.name)
+        if (objective_of(self.name) == "ifp") != (self.ifp is not None):
+            what = "needs a section ifp, with ifp.units at least" if self.ifp is None else "has a section ifp"
+            raise ValueError(f"student {self.name!r} {what}; students that begin with `ifp` have one, and no others")
+        if self.ifp and self.compile:
+            raise ValueError(f"student {self.name!r}: masks do not reach compiled blocks; set compile = false")
+        objective = self.learns
         for name, objectives in _ONLY.items():
             if getattr(self, name) != Student.model_fields[name].default and objective not in objectives:
                 raise ValueError(f"student {self.name!r}: {name} is for {', '.join(objectives)}; leave it out")

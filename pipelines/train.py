@@ -11,6 +11,7 @@ from typing import Any
 
 from cluster import gpus
 from pipelines import cards, models
+from pipelines.ifp import beginning
 from pipelines.recipe import Recipe
 from pipelines.recipe_file import BadInput
 from pipelines.screen import say
@@ -22,24 +23,29 @@ def train(
     recipe: Recipe, student: Student, pruned: Path, rows: str, out: Path, held: str | None = None
 ) -> dict[str, Any]:
     """Train `student` from the checkpoint in `pruned` on `rows` (a Parquet file: id, prompt, target; where there are
-    such, history, the turns before a question; task, label or rationale; weight, of the row in the loss). Rows of one
-    id stay in one step. `held`: such a file of validation rows; the weights with the least loss over their labels are
-    the ones that are kept.
+    such, history, the turns before a question; task, label or rationale; weight, of the row in the loss; family, a word
+    for the kind of question). Rows of one id stay in one step. `held`: such a file of validation rows; the weights with
+    the least loss over their labels are the ones that are kept.
 
-    Needs a Ray session. Writes `out`/model, `out`/losses.jsonl, `out`/tensorboard and, for LoRA, `out`/adapter; while
-    it runs, `out`/checkpoints, which every node must see. Tokens in losses.jsonl and in the summary are target tokens:
+    Needs a Ray session. Writes `out`/model, `out`/losses.jsonl, `out`/tensorboard and, for LoRA, `out`/adapter; of FFN
+    units that the prompt chooses, `out`/masks.json, and `out`/model is a routed model (ifp.routed). While it runs,
+    `out`/checkpoints, which every node must see. Tokens in losses.jsonl and in the summary are target tokens:
     prompts carry no loss. `final_loss` is the mean over the last ten steps' tokens; `notes` are sentences on what went
     wrong and was mended. Raises BadInput where the data cannot be trained on, and RuntimeError where the training
     cannot go on."""
     storage, seed = out / "checkpoints", recipe.seed if student.seed is None else student.seed
     storage.mkdir(parents=True, exist_ok=True)
-    given = packs.write(pruned, rows, student, seed, storage / "packs")
+    chooser, reads = beginning.begin(student, pruned, rows, seed, storage)
+    before = beginning.texts(student, pruned, seed, storage, reads)
+    given = packs.write(pruned, rows, student, seed, storage / "packs", reads=reads)
     whole = student.model_copy(update={"long_rows": "drop"})
-    chosen_by = packs.write(pruned, held, whole, seed, storage / "held", held=True) if held else None
-    if not (out / "model").exists():  # else a driver was killed between here and the end
+    chosen_by = packs.write(pruned, held, whole, seed, storage / "held", True, reads) if held else None
+    trained = out / ("whole" if student.ifp else "model")
+    if not trained.exists():  # else a driver was killed between here and the end
         config = {
             "seed": seed,
             "pruned": str(pruned.resolve()),
+            "chooser": str(chooser.resolve()) if chooser else None,
             "replicas": recipe.cluster.replicas,
             "held": str(chosen_by.folder.resolve()) if chosen_by else None,
             "board": {
@@ -48,29 +54,58 @@ def train(
                 "hook": recipe.cluster.metrics_hook,
             },
         }
-        fitting.fit(student, _workers(recipe, student), given, storage, config)
-        for name in ("adapter", "losses.jsonl", "model"):  # the model last: it says that all is there
+        in_order = packs.InOrder([*before, given.folder])
+        fitting.fit(student, _workers(recipe, student), in_order, storage, config)
+        for name in ("adapter", "losses.jsonl", "chooser", "model"):  # the model last: it says that all is there
             if (storage / checkpoints.FINAL / name).exists():
-                _replace(storage / checkpoints.FINAL / name, out / name)
+                _replace(storage / checkpoints.FINAL / name, trained if name == "model" else out / name)
     counts = {name: getattr(given.about, name) for name in ("rows", "too_long", "truncated", "weightless")}
     if chosen_by:
         counts |= {f"validation_{name}": getattr(chosen_by.about, name) for name in ("rows", "too_long", "weightless")}
-    summary = {**_summary(student, out), **counts}
-    _dress(recipe, student, pruned, summary, out / "model")
+    summary = {**_summary(student, out, trained), **counts}
+    _dress(recipe, student, pruned, summary, trained)
+    if student.ifp:
+        summary |= _cut(student, rows, seed, out)
     summary["notes"] = notes.notes(storage)
     shutil.rmtree(storage)
     return summary
 
 
 def check(recipe: Recipe, teacher: Path) -> None:
-    """Raise ValueError where a student asks for adapters on what the teacher's blocks do not have.
+    """Raise ValueError where a student asks for adapters on what the teacher's blocks do not have, or for FFN units
+    that they do not have, or that the engines cannot divide.
 
     Reads its config.json alone."""
+    from pipelines import subnetwork
     from pipelines.training import loading
 
     model = loading.blank(teacher)
     for student in recipe.student:
         loading.targets(model, student)
+        if student.ifp:
+            _, width = subnetwork.shape(teacher)
+            if student.ifp.units > width:
+                raise ValueError(
+                    f"student {student.name}: ifp.units = {student.ifp.units}, but the teacher's blocks have {width} "
+                    f"FFN units; choose 1 to {width}"
+                )
+            subnetwork.check_width(student.ifp.units, recipe.teacher.tensor_parallel)
+
+
+def _cut(student: Student, rows: str, seed: int, out: Path) -> dict[str, Any]:
+    """Cut dense models out of `out`/whole, which goes; returns what there is to tell of them."""
+    from pipelines.ifp import cutting
+
+    assert student.ifp
+    if (out / "model").exists():  # of a driver that was killed in what follows
+        shutil.rmtree(out / "model")
+    asked = beginning.asked(student, out / "whole", rows)
+    told = cutting.cut(student.ifp, out / "whole", out / "chooser", asked, seed, out)
+    first = out / "model" / "subnetworks" / "0"
+    told["parameters"] = _parameters(first if first.exists() else out / "model")
+    for folder in ("whole", "chooser"):
+        shutil.rmtree(out / folder)
+    return told
 
 
 def _workers(recipe: Recipe, student: Student) -> int:
@@ -113,8 +148,8 @@ def _dress(recipe: Recipe, student: Student, pruned: Path, summary: dict[str, An
             (folder / "README.md").write_text(text, encoding="utf8")
 
 
-def _summary(student: Student, out: Path) -> dict[str, Any]:
-    """What the steps and the saved weights say."""
+def _summary(student: Student, out: Path, trained: Path) -> dict[str, Any]:
+    """What the steps and the saved weights in `trained` say."""
     from pipelines.training import loading
 
     done = checkpoints.read_steps(out / "losses.jsonl")
@@ -128,8 +163,8 @@ def _summary(student: Student, out: Path) -> dict[str, Any]:
         "final_loss": sum(step["loss"] * step["tokens"] for step in last) / sum(step["tokens"] for step in last),
         "seconds": round(seconds, 3),
         "tokens_per_second": round(tokens / seconds, 1),
-        "parameters": _parameters(out / "model"),
-        "trainable": loading.trainable(out / "model", student),
+        "parameters": _parameters(trained),
+        "trainable": loading.trainable(trained, student),
         **({"best_step": chosen["step"] + 1, "validation_loss": chosen["validation_loss"]} if chosen else {}),
     }
 

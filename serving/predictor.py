@@ -41,7 +41,9 @@ class Predictor(nn.Module):
         called with: prompts beside each other, or one behind the other in one row. No non-linearity stands between the
         two maps, as in the authors' public code; the paper does not say."""
         states = self.lm(**inputs, use_cache=False)[0][rows, last]
-        return self.up(self.down(states)).unflatten(-1, (self.about.blocks, self.about.width))
+        with torch.autocast(states.device.type, enabled=False):  # scores in bf16 would tie
+            scores = self.up(self.down(states.to(self.down.weight.dtype)))
+        return scores.unflatten(-1, (self.about.blocks, self.about.width))
 
 
 class Reader:
@@ -49,7 +51,7 @@ class Reader:
 
     def __init__(self, predictor: Predictor, tokenizer: Any) -> None:
         self.predictor, self.tokenizer = predictor.eval(), tokenizer
-        self.longest = longest(predictor.lm, tokenizer)
+        self.longest = longest(predictor.lm.config, tokenizer)
 
     @property
     def about(self) -> About:
@@ -83,9 +85,9 @@ def encode(tokenizer: Any, prompt: str, longest: int) -> list[int]:
     return ids
 
 
-def longest(lm: Any, tokenizer: Any) -> int:
+def longest(config: Any, tokenizer: Any) -> int:
     """The most tokens a prompt may have: as the model's configuration says, or its tokenizer where that is less."""
-    stated = getattr(lm.config.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length
+    stated = getattr(config.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length
     return int(min(stated, tokenizer.model_max_length))
 
 

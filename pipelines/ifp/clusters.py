@@ -5,6 +5,7 @@ beforehand, of which a prompt takes the one that has the most units in common wi
 same sub-network make a batch, and nothing is gathered while they are served. K = 1 is the mask of the whole set.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -28,9 +29,9 @@ def cluster(some: Tensor, k: int, seed: int) -> Tensor:
     """The masks (k, L, d_ffn), fp32, of k sub-networks for prompts with the masks `some` (N, L, d_ffn), each of which
     is the nearest (`assign`) for one of them at least.
 
-    K-means on the masks, λ and all; `middle` of each cluster. Where a middle has lost all its prompts to others, the
-    prompt that is furthest from its sub-network takes its place: so what prompts share with theirs only grows. ValueError
-    where fewer than k prompts differ in their units, and for what `check` refuses."""
+    K-means on the masks, λ and all, and the `middle` of each cluster. Where a middle has lost all its prompts to
+    others, the prompt that is furthest from its sub-network takes its place: what prompts share with theirs grows by
+    each such step. ValueError where fewer than k prompts differ in their units, and as in `check`."""
     check(some)
     different = len({masks.mask_hash(own != 0) for own in some})
     if not 1 <= k <= different:
@@ -46,13 +47,20 @@ def cluster(some: Tensor, k: int, seed: int) -> Tensor:
     return made
 
 
-def middle(some: Tensor) -> Tensor:
-    """The mask (L, d_ffn) that stands for `some` (N, L, d_ffn), fp32: the t units with the largest mean in each block,
-    of equal ones the first, at the mean λ of those prompts that keep the unit. ValueError as in `check`."""
-    t = check(some)
-    total = some.sum(0, dtype=torch.float64)
-    often = (some != 0).sum(0)
-    return (units.top(total, t) * total / often.clamp(min=1)).float()
+def middle(some: Tensor | Iterable[Tensor]) -> Tensor:
+    """The mask (L, d_ffn) that stands for `some` (N, L, d_ffn), or for several such tensors, fp32: the t units with the
+    largest mean in each block, of equal ones the first, at the mean λ of those prompts that keep the unit.
+
+    ValueError as in `check`, and where two tensors keep different numbers of units."""
+    pieces = [some] if isinstance(some, Tensor) else some
+    total, often, widths = torch.zeros(()), torch.zeros(()), set()
+    for piece in pieces:
+        widths.add(check(piece))
+        total = total + piece.sum(0, dtype=torch.float64)
+        often = often + (piece != 0).sum(0)
+    if len(widths) != 1:
+        raise ValueError(f"masks keep {sorted(widths)} units; give one at least, all of the same number")
+    return (units.top(total, widths.pop()) * total / often.clamp(min=1)).float()
 
 
 def assign(some: Tensor, subnetworks: Tensor) -> Assigned:

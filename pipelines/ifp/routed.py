@@ -9,24 +9,22 @@
 A prompt goes to the sub-network that keeps the most of its own units (clusters.assign).
 """
 
-import json
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pipelines import cards, masks, subnetwork
+from pipelines import cards, masks, models, subnetwork
 from pipelines.ifp import clusters
 from serving import predictor
 from serving.predictor import Reader
+from serving.routed import ABOUT, CENTROIDS, About
 
-ABOUT, CENTROIDS, PREDICTOR, SUBNETWORKS, WHOLE = (
-    "router.json", "centroids.safetensors", "predictor", "subnetworks", "whole",
-)  # fmt: skip
+PREDICTOR, SUBNETWORKS, WHOLE = "predictor", "subnetworks", "whole"
 BATCH = 16  # prompts that are read at once
 
 
@@ -39,16 +37,18 @@ class Written(NamedTuple):
 
 
 def write(
-    folder: Path, whole: Path, reader: Reader, prompts: Sequence[str], k: int, seed: int, base: str = ""
-) -> Written:
+    folder: Path, whole: Path, reader: Reader, prompts: Sequence[str], k: int, seed: int, base: str = "",
+    copy: Callable[[str, str], object] = shutil.copy2,
+) -> Written:  # fmt: skip
     """Write to `folder` the routed model of the checkpoint `whole` with k sub-networks, for traffic like `prompts`
-    (texts as the predictor reads them). `base` names the model in the cards; by default the directory's name.
+    (texts as the predictor reads them). `base` names the model in the cards; by default the directory's name. `copy`:
+    how the files of `whole` come to `folder`.
 
     `folder` is there whole or not at all. ValueError where the predictor is for another shape of model, for k and
     prompts as in `clusters.cluster` and `Reader.scores`, for checkpoints as in `subnetwork.export`, and where `folder`
     holds something."""
     base = base or whole.resolve().name
-    subnetwork_shape(reader, whole)
+    check_model(reader, whole)
     free(folder)
     some = masks_of(reader, prompts)
     centroids = clusters.cluster(some, k, seed)
@@ -61,7 +61,7 @@ def write(
         for number, mask in enumerate(centroids):
             subnetwork.export(whole, mask, partial / SUBNETWORKS / str(number), base)
         predictor.save(partial / PREDICTOR, reader.predictor, reader.tokenizer)
-        shutil.copytree(whole, partial / WHOLE)
+        shutil.copytree(whole, partial / WHOLE, copy_function=copy)
         _describe(partial, whole, centroids, made, base)
         partial.rename(folder)
     finally:
@@ -70,25 +70,19 @@ def write(
 
 
 def per_task(reader: Reader, prompts: str | Sequence[str], units: int = 0) -> Tensor:
-    """The mask (L, d_ffn), fp32, of a task: of its description, or of some of its prompts (clusters.middle). `units`:
-    how many stay on in each block; 0: as the predictor was trained. ValueError as in `masks_of`."""
-    return clusters.middle(masks_of(reader, [prompts] if isinstance(prompts, str) else prompts, units))
+    """The mask (L, d_ffn), fp32, of a task: of its description, or of any number of its prompts (clusters.middle).
+    `units`: how many stay on in each block; 0: as the predictor was trained. ValueError as in `masks_of`."""
+    return clusters.middle(_pieces(reader, [prompts] if isinstance(prompts, str) else prompts, units))
 
 
 def masks_of(reader: Reader, prompts: Sequence[str], units: int = 0) -> Tensor:
     """The masks (N, L, d_ffn) of `prompts`, fp32, as the predictor was trained to make them; `units` as in `per_task`.
 
-    ValueError for no prompt, for prompts that `Reader.scores` refuses, and where there are fewer than `units`."""
-    if not prompts:
-        raise ValueError("a mask needs a prompt; give one at least")
-    about, keep = reader.about, units or reader.about.units
-    if not 1 <= keep <= about.width:
-        raise ValueError(f"{keep} of {about.width} FFN units cannot stay on; keep 1 to {about.width}")
-    pieces = [prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH)]
-    return torch.cat([masks.mask(reader.scores(piece), keep, about.temperature) for piece in pieces])
+    ValueError for no prompt, for prompts that `Reader.scores` refuses, and where there are not so many units."""
+    return torch.cat(list(_pieces(reader, prompts, units)))
 
 
-def subnetwork_shape(reader: Reader, model_dir: Path) -> None:
+def check_model(reader: Reader, model_dir: Path) -> None:
     """Raise ValueError where the predictor scores the units of a model of another shape than the one in `model_dir`,
     and as in `subnetwork.shape`."""
     check_shape(reader, subnetwork.shape(model_dir), f"the one in {model_dir}")
@@ -110,14 +104,27 @@ def free(folder: Path) -> None:
         raise ValueError(f"{folder} holds something already; give a new directory")
 
 
+def _pieces(reader: Reader, prompts: Sequence[str], units: int) -> Iterator[Tensor]:
+    about, keep = reader.about, units or reader.about.units
+    if not prompts:
+        raise ValueError("a mask needs a prompt; give one at least")
+    if not 1 <= keep <= about.width:
+        raise ValueError(f"{keep} of {about.width} FFN units cannot stay on; keep 1 to {about.width}")
+    for start in range(0, len(prompts), BATCH):
+        yield masks.mask(reader.scores(prompts[start : start + BATCH]), keep, about.temperature)
+
+
 def _describe(to: Path, whole: Path, centroids: Tensor, made: Written, base: str) -> None:
     from safetensors.torch import save_file
+    from transformers import AutoTokenizer
 
     names = [f"{SUBNETWORKS}/{number}" for number in range(len(centroids))]
     t, blocks, width = clusters.check(centroids), *centroids.shape[1:]
+    AutoTokenizer.from_pretrained(whole, local_files_only=True).save_pretrained(to)  # clients and lm-eval look here
+    models.readable(to)
     save_file({"masks": centroids.contiguous()}, to / CENTROIDS)
-    about = {"format": 1, "predictor": PREDICTOR, "subnetworks": names, "units": t}
-    (to / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf8")
+    about = About(format=1, predictor=PREDICTOR, subnetworks=tuple(names), units=t)
+    (to / ABOUT).write_text(about.model_dump_json(indent=1) + "\n", encoding="utf8")
     (to / CENTROIDS).chmod((to / ABOUT).stat().st_mode)  # safetensors writes for the owner alone
     cards.copy_licences(whole, to)
     facts = {

@@ -11,10 +11,13 @@ from pipelines.training.losses import IGNORED
 
 
 class Encoded(NamedTuple):
-    """One training row: `ids` = prompt, target and end token; the first `prompt` ids carry no loss."""
+    """One training row: `ids` = prompt, target and end token; the first `prompt` ids carry no loss. `reads`: what a
+    mask predictor reads, in its own tokens: the prompt; of a document in chunks of `prompt` tokens, each chunk but the
+    last, which chooses the units for the next (arXiv 2501.02086, section 3.2)."""
 
     ids: Sequence[int]
     prompt: int
+    reads: Sequence[Sequence[int]] = ()
 
 
 class Rows(NamedTuple):
@@ -22,7 +25,8 @@ class Rows(NamedTuple):
 
     ids: int32, all rows' tokens one after the other. ends: int64, where each row ends in `ids`.
     prompts: int32, the prompt tokens of each row. tasks: int8, which loss its targets count in (objectives.TASKS).
-    weights: float64, of the row in that loss. groups: int64, ascending; rows of one number stay in one step."""
+    weights: float64, of the row in that loss. groups: int64, ascending; rows of one number stay in one step.
+    reads: of each row, where a mask predictor learns (Encoded)."""
 
     ids: np.ndarray
     ends: np.ndarray
@@ -30,11 +34,13 @@ class Rows(NamedTuple):
     tasks: np.ndarray
     weights: np.ndarray
     groups: np.ndarray
+    reads: Sequence[Sequence[Sequence[int]]] | None = None
 
     def row(self, index: int) -> Encoded:
         """The row of that number."""
         start = self.ends[index - 1] if index else 0
-        return Encoded(self.ids[start : self.ends[index]].tolist(), int(self.prompts[index]))
+        reads = self.reads[index] if self.reads else ()
+        return Encoded(self.ids[start : self.ends[index]].tolist(), int(self.prompts[index]), reads)
 
     def lengths(self, some: Sequence[int] | None = None) -> list[int]:
         """Tokens of every row, or of some."""
@@ -106,6 +112,7 @@ def flat(
         np.zeros(len(rows), np.int8) if tasks is None else np.asarray(tasks, np.int8),
         np.ones(len(rows)) if weights is None else np.asarray(weights, np.float64),
         np.arange(len(rows)) if groups is None else np.asarray(groups, np.int64),
+        [row.reads for row in rows] if any(row.reads for row in rows) else None,
     )
 
 
@@ -144,4 +151,26 @@ def collate(rows: Sequence[Encoded], weights: np.ndarray, pad: int) -> Batch:
         "cu_seq_lens_q": torch.tensor([0, *np.cumsum(sizes)], dtype=torch.int32),
         "max_length_q": max(sizes),
     }
+    if rows[0].reads:
+        inputs |= _reads(rows, weights.sum(0) * counts)
     return Batch(inputs, torch.from_numpy(weights).repeat_interleave(torch.tensor(counts), 1))
+
+
+def _reads(rows: Sequence[Encoded], shares: np.ndarray) -> dict[str, torch.Tensor]:
+    """What a mask predictor reads of a pack, and where its masks go (ifp.module.Masked). `shares`: of each row in the
+    step's loss. A position takes the mask of the token that it predicts."""
+    reads = [read for row in rows for read in row.reads]
+    numbers, first = [], 0
+    for row in rows:
+        chunk = (
+            np.arange(1, len(row.ids) + 1) // max(row.prompt, 1) - 1 if len(row.reads) > 1 else np.zeros(len(row.ids))
+        )
+        numbers.append(first + chunk.clip(0, len(row.reads) - 1))
+        first += len(row.reads)
+    each = np.repeat(shares / [len(row.reads) for row in rows], [len(row.reads) for row in rows])
+    return {
+        "read_ids": torch.tensor([token for read in reads for token in read])[None],
+        "read_cu": torch.tensor([0, *np.cumsum([len(read) for read in reads])], dtype=torch.int32),
+        "read_shares": torch.from_numpy(each),
+        "mask_rows": torch.from_numpy(np.concatenate(numbers)).long(),
+    }

@@ -9,7 +9,7 @@ from pipelines import objectives
 from pipelines.student import Student
 from pipelines.training import packing
 from pipelines.training.batches import Batch, Planned, Rows, collate, weights
-from pipelines.training.packs import Packs
+from pipelines.training.packs import InOrder, Packs
 
 
 def steps(
@@ -21,7 +21,7 @@ def steps(
     return len(planned), _made(given, len(planned), student, seed, pad, first, rank, ranks)
 
 
-def read(packs: Packs, student: Student, seed: int, first: int, rank: int, ranks: int) -> Iterator[Planned]:
+def read(packs: Packs | InOrder, student: Student, seed: int, first: int, rank: int, ranks: int) -> Iterator[Planned]:
     """The like of steps that are on disk: a step's rows are numbered from 0."""
     each = (packs.step(number)[0] for number in range(first, len(packs)))
     given = ((rows, range(len(rows.ends))) for rows in each)
@@ -50,7 +50,7 @@ def labels(rows: Rows, student: Student, pad: int, rank: int = 0, ranks: int = 1
     """The forward passes of `rank` over validation rows. What is asked of a model is the label: rationales are
     left out."""
     some = np.flatnonzero(rows.tasks == objectives.TASKS.index(objectives.LABEL)).tolist()
-    return packed(rows, some, (1.0, 0.0), student.micro_tokens, pad, rank, ranks)
+    return packed(rows, some, (1.0, 0.0, 0.0), student.micro_tokens, pad, rank, ranks)
 
 
 def packed(

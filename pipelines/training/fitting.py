@@ -22,14 +22,15 @@ ENVIRONMENT = {  # Ray Train's own settings, unless the user has set them
 }
 
 
-def fit(student: Student, workers: int, given: packs.Packs, storage: Path, config: dict[str, Any]) -> None:
+def fit(student: Student, workers: int, given: packs.InOrder, storage: Path, config: dict[str, Any]) -> None:
     """Train until `storage`/final is there. `config`: what worker.train takes beside what is known here. Raises
     RuntimeError where the training cannot go on, with what to do."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     gpu = gpus.there() > 0  # of the cluster: the driver's node may have none
     config |= {
-        "student": student.model_dump(), "packs": str(given.folder.resolve()), "storage": str(storage.resolve()),
+        "student": student.model_dump(), "packs": [str(folder.resolve()) for folder in given.folders],
+        "storage": str(storage.resolve()),
         "gpu": gpu,
     }  # fmt: skip
     say(f"{student.name}: {given.about.rows:,} rows, {given.about.tokens:,} tokens, {workers} workers")
@@ -142,7 +143,7 @@ def _show(name: str, progress: Path) -> bool:
     return False
 
 
-def _final(student: Student, workers: int, given: packs.Packs, storage: Path, error: BaseException) -> str:
+def _final(student: Student, workers: int, given: packs.InOrder, storage: Path, error: BaseException) -> str:
     """What to tell of an error that would come again."""
     if isinstance(error, faults.NotFinite):
         there = checkpoints.newest(storage)[0]

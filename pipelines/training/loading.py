@@ -13,8 +13,11 @@ from pipelines.training import attention, parallel, slices
 from pipelines.training.losses import ByToken
 
 
-def sharded(pruned: str, student: Student, seed: int, mesh: DeviceMesh, tell: Callable[[str], None] = say) -> ByToken:
-    """The student over the ranks of `mesh`; no rank ever holds the whole of it.
+def sharded(
+    pruned: str, student: Student, seed: int, mesh: DeviceMesh, tell: Callable[[str], None] = say,
+    shell: Callable[[Any], ByToken] = ByToken,
+) -> ByToken:  # fmt: skip
+    """The student, in its `shell`, over the ranks of `mesh`; no rank ever holds the whole of it.
 
     Where the files do not hold the model's parameters one by one (slices.unfit), every rank reads the whole model on
     the CPU first, and the first calls `tell` with the reason."""
@@ -27,9 +30,9 @@ def sharded(pruned: str, student: Student, seed: int, mesh: DeviceMesh, tell: Ca
     if why := slices.unfit(Path(pruned), model):
         if mesh.get_rank() == 0:
             tell(f"{student.name}: every worker reads the whole model, since {why}")
-        return parallel.parallelize(ByToken(load(pruned, student, seed)), *how)
+        return parallel.parallelize(shell(load(pruned, student, seed)), *how)
     where = slices.owners(model)
-    made = parallel.parallelize(ByToken(adapted(model, student, seed)), *how)
+    made = parallel.parallelize(shell(adapted(model, student, seed)), *how)
     made._apply(lambda t: torch.empty_like(t, device=mesh.device_type) if t.is_meta else t)  # to_empty, buffers kept
     slices.read(Path(pruned), where, stored)
     return made

@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from pipelines.objectives import TASKS
 from pipelines.training import faults
 from pipelines.training.batches import Batch, Planned
+from pipelines.training.losses import ByToken
 from pipelines.training.optimizers import Together
 
 Optimizer = torch.optim.Optimizer | Together
@@ -127,7 +128,7 @@ def _copies(gradients: list[torch.Tensor]) -> int:
 
 
 def steps(
-    model: torch.nn.Module, optimizer: Optimizer, plan: Iterable[Planned], schedule: str, peak: float, first: int = 0
+    model: ByToken, optimizer: Optimizer, plan: Iterable[Planned], schedule: str, peak: float, first: int = 0
 ) -> Iterator[Step]:
     """Run one optimizer step for each of `plan`, and report it."""
     model.train()
@@ -135,7 +136,8 @@ def steps(
     for step, planned in enumerate(plan, first):
         rate = learning_rate(schedule, peak, planned.done)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("scale", 1.0)
+        model.begin(planned.done)
         parts, norm = run_step(model, optimizer, planned.passes, step=step)
         seconds = time.perf_counter() - began
         by_task = _by_task(parts, planned.shares)
@@ -145,7 +147,7 @@ def steps(
 
 def _by_task(parts: Sequence[float], shares: Sequence[float]) -> dict[str, float]:
     """The losses of the tasks from their parts of the whole; of a single task, nothing."""
-    found = {name: part / share for name, part, share in zip(TASKS, parts, shares, strict=True) if share}
+    found = {name: part / share for name, part, share in zip(TASKS, parts, shares, strict=True) if share and part}
     return found if len(found) > 1 else {}
 
 

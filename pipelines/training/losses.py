@@ -31,6 +31,17 @@ class ByToken(torch.nn.Module):
         config = bare(model).config
         self.scaled = any(getattr(config, name, None) not in (None, 1, 1.0) for name in SCALED)
 
+    def begin(self, done: float) -> None:
+        """Called before every step, with the share of training that is done."""
+
+    def precise(self) -> list[torch.nn.Module]:
+        """Its parts that are not computed in bf16."""
+        return []
+
+    def figures(self) -> dict[str, float]:
+        """What a step's line shall tell beside losses; every rank calls it after the step."""
+        return {}
+
     def forward(self, input_ids: torch.Tensor, labels: torch.Tensor, **packed: Any) -> torch.Tensor:
         """See the class."""
         causal = bare(self.model)

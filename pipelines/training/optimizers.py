@@ -1,17 +1,28 @@
 """The optimizers: AdamW for fine-tuning, Muon with AdamW for a model trained from scratch."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 
-def adamw(model: torch.nn.Module, peak: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters, in one pass over each (`fused`); norms and biases are not decayed."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
+def adamw(
+    model: torch.nn.Module, peak: float, weight_decay: float, apart: Mapping[str, float] | None = None
+) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters, in one pass over each (`fused`); norms and biases are not decayed. `apart`:
+    the peak of those whose names begin so, in place of `peak` (`scale` of their groups, which the loop minds)."""
+    groups = []
+    for start, rate in {"": peak, **(apart or {})}.items():
+        others = [name for name in (apart or {}) if name != start]
+        trained = [
+            p for name, p in model.named_parameters()
+            if p.requires_grad and name.startswith(start) and (start or not name.startswith(tuple(others)))
+        ]  # fmt: skip
+        scale = {} if rate == peak else {"scale": rate / peak}
+        groups += [
+            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay, **scale},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0, **scale},
+        ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=peak, betas=(0.9, 0.95), fused=True)
 
 

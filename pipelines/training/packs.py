@@ -8,6 +8,7 @@ of workers goes on with the same files. All of it follows from the data and the 
 
 import json
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ import pyarrow.compute as pc
 
 from cluster import dataflow, storage
 from pipelines import objectives
+from pipelines.ifp.reading import Reads
 from pipelines.recipe_file import BadInput
 from pipelines.screen import say
 from pipelines.student import Student
@@ -62,14 +64,39 @@ class Packs:
         ids = batch["ids"]
         ends = ids.offsets.to_numpy()[1:] - ids.offsets[0].as_py()
         prompts, tasks, weights = (batch[name].to_numpy() for name in ("prompt", "task", "weight"))
-        rows = batches.Rows(ids.flatten().to_numpy(), ends, prompts, tasks, weights, np.arange(len(ids)))
+        reads = batch["reads"].to_pylist()
+        rows = batches.Rows(
+            ids.flatten().to_numpy(), ends, prompts, tasks, weights, np.arange(len(ids)), reads if any(reads) else None
+        )
         return rows, batch["id"].to_pylist()
 
 
-def write(pruned: Path, file: str, student: Student, seed: int, folder: Path, held: bool = False) -> Packs:
+class InOrder:
+    """Packs one after the other, as one; `about` is the last's."""
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self.folders, self.parts = list(folders), [Packs(folder) for folder in folders]
+        self.about = self.parts[-1].about
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def step(self, number: int) -> tuple[batches.Rows, list[str]]:
+        """See Packs."""
+        for part in self.parts:
+            if number < len(part):
+                return part.step(number)
+            number -= len(part)
+        raise IndexError(number)
+
+
+def write(
+    pruned: Path, file: str, student: Student, seed: int, folder: Path, held: bool = False, reads: Reads | None = None
+) -> Packs:
     """Write the steps of `student`, who starts from the checkpoint in `pruned`, over the rows of `file` (train.train
     says which columns) to `folder`, on a disk that all nodes see; `held`: these are the validation rows, all in one
-    step, in order. What stands there already and follows from the same is kept.
+    step, in order. `reads`: where a mask predictor learns too. What stands there already and follows from the same is
+    kept.
 
     Needs a Ray session. Raises BadInput where the data cannot be trained on, OSError and RuntimeError where they cannot
     be read or written."""
@@ -77,12 +104,13 @@ def write(pruned: Path, file: str, student: Student, seed: int, folder: Path, he
     made_of = {
         "pruned": str(pruned.resolve()), "file": file, "sha256": storage.digest(file), "seed": seed, "held": held,
         **student.model_dump(include={"max_length", "long_rows", "batch_tokens", "epochs"}),
+        **({"reads": list(reads), "chunk": _chunk(student)} if reads else {}),
     }  # fmt: skip
     if (folder / MANIFEST).exists() and (packs := Packs(folder)).about.made_of == made_of:
         return packs
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
-    told = _encode(pruned, file, student, folder, sizes)
+    told = _encode(pruned, file, student, folder, sizes, reads)
     kept = _kept(f"{'validation' if held else 'training'} data {file}", told, student.max_length)
     if held and not (kept["task"].to_numpy() == objectives.TASKS.index(objectives.LABEL)).any():
         raise BadInput(f"validation data {file}: there are rationales alone; the best checkpoint is chosen by labels")
@@ -104,11 +132,15 @@ def write(pruned: Path, file: str, student: Student, seed: int, folder: Path, he
     return Packs(folder)
 
 
-def _encode(pruned: Path, file: str, student: Student, folder: Path, sizes: list[int]) -> pa.Table:
+def _chunk(student: Student) -> int:
+    return student.ifp.text_chunk if student.ifp else 0
+
+
+def _encode(pruned: Path, file: str, student: Student, folder: Path, sizes: list[int], reads: Reads | None) -> pa.Table:
     """Encode all row groups; returns what is told of their rows (encoding.TOLD), by the rows' numbers."""
     encode = partial(
         encoding.encode, first=np.cumsum([0, *sizes]).tolist(), pruned=str(pruned), file=file, folder=folder.resolve(),
-        max_length=student.max_length, long_rows=student.long_rows,
+        max_length=student.max_length, long_rows=student.long_rows, reads=reads, chunk=_chunk(student),
     )  # fmt: skip
     told, rows, shown = [], 0, time.monotonic()
     for table in dataflow.each([{"group": group} for group in range(len(sizes))], encode):

@@ -48,6 +48,8 @@ def parallelize(
             fully_shard(block, mesh=mesh, mp_policy=policy)
         layers[i] = block
     _widen(model)
+    for part in model.precise():
+        fully_shard(part, mesh=mesh, mp_policy=MixedPrecisionPolicy())
     fully_shard(model, mesh=mesh, mp_policy=policy)
     for module in model.modules():
         if isinstance(module, FSDPModule):

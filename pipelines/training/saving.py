@@ -22,12 +22,12 @@ def save(folder: Path, pruned: str, student: Student, model: ByToken) -> None:
     """Write `folder`/model, an ordinary checkpoint in the dtype of `pruned`, and for LoRA `folder`/adapter.
 
     Every rank calls it, the first writes. What was not trained is read from `pruned` again."""
-    first = not dist.is_initialized() or dist.get_rank() == 0
+    first = is_first()
     trained: Weights = {parallel.unwrapped(name): p for name, p in model.model.named_parameters() if p.requires_grad}
     blank = loading.blank(pruned)
     whole = bool(slices.unfit(Path(pruned), blank))
     if student.lora_rank or whole:
-        trained = dict(_gathered(trained, first))
+        trained = dict(gathered(trained, first))
     if student.lora_rank and first:
         shell = loading.adapted(loading.blank(pruned), student, 0)  # peft looks its adapters up by name, past wrappers
         shell.save_pretrained(folder / "adapter", state_dict=trained)
@@ -37,7 +37,12 @@ def save(folder: Path, pruned: str, student: Student, model: ByToken) -> None:
         _write_whole(folder / "model", pruned, student, trained)
 
 
-def _gathered(parameters: Weights, first: bool) -> Iterator[tuple[str, torch.Tensor]]:
+def is_first() -> bool:
+    """Whether this rank writes."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def gathered(parameters: Weights, first: bool) -> Iterator[tuple[str, torch.Tensor]]:
     """The whole of each of `parameters`, one after the other, on the CPU of the first rank; none on the others."""
     for name, parameter in parameters.items():
         whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
@@ -59,7 +64,7 @@ def _write(folder: Path, pruned: Path, student: Student, blank: Any, trained: We
             held: Weights = {}
             for name in names:
                 if name in trained:
-                    held |= {key: w.to(blank.dtype) for key, w in _gathered({name: trained[name]}, first)}
+                    held |= {key: w.to(blank.dtype) for key, w in gathered({name: trained[name]}, first)}
                 elif first:
                     held[name] = _merged(name, files.slice(name)[...].to(blank.dtype), student, trained)
             if first:

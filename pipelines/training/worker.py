@@ -7,6 +7,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from pipelines.ifp import choosers, collapse
+from pipelines.ifp.module import Masked
 from pipelines.student import Student
 from pipelines.training import (  # fmt: skip
     checkpoints,
@@ -29,6 +32,7 @@ from pipelines.training import (  # fmt: skip
     saving,
 )
 from pipelines.training.best import Best
+from pipelines.training.losses import ByToken
 
 PROGRESS_SECONDS = 1.0
 # torch keeps 1,024 kernels for bf16 products on CPUs, twice over, each for one length of a pack: more than a GB that is
@@ -39,9 +43,9 @@ KERNELS = {"LRU_CACHE_CAPACITY": "64", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256"}
 def train(config: dict[str, Any]) -> None:
     """Run by Ray Train on every worker.
 
-    config: `student` (fields of a Student), `pruned` (model directory), `packs` (their folder), `held` (that of
-    the validation rows, or None), `gpu` (whether each worker has one), `seed`, `replicas`, `board` (of metrics.Board:
-    folder, who, hook),
+    config: `student` (fields of a Student), `pruned` (model directory), `packs` (their folders, in order), `held` (that
+    of the validation rows, or None), `chooser` (what choosers.start wrote, or None), `gpu` (whether each worker has
+    one), `seed`, `replicas`, `board` (of metrics.Board: folder, who, hook),
     `storage` (folder of checkpoints, progress and the finished model), `start` (the checkpoint to go on from, or
     None), `attempt` (a name that no other start of the workers has). Raises faults.NotFinite and faults.Stopped."""
     import ray.train
@@ -52,14 +56,16 @@ def train(config: dict[str, Any]) -> None:
     rank, ranks = dist.get_rank(), dist.get_world_size()
     settle(ray.train.get_context().get_local_world_size())
     mesh = parallel.mesh("cuda" if config["gpu"] else "cpu", ranks, config["replicas"])
-    model = loading.sharded(config["pruned"], student, config["seed"], mesh, partial(notes.tell, storage))
-    optimizer = optimizers.adamw(model, student.learning_rate, student.weight_decay)
+    shell = _shell(student, config["chooser"])
+    model = loading.sharded(config["pruned"], student, config["seed"], mesh, partial(notes.tell, storage), shell)
+    apart = {"chooser.": student.ifp.predictor_learning_rate or student.learning_rate} if student.ifp else {}
+    optimizer = optimizers.adamw(model, student.learning_rate, student.weight_decay, apart)
     start = Path(config["start"]) if config["start"] else None
     done = checkpoints.read_steps(start / "losses.jsonl") if start else []
     best = Best(model, done)
     if start:
         checkpoints.load(start, model, optimizer, best.weights)
-    given = packs.Packs(Path(config["packs"]))
+    given = packs.InOrder([Path(folder) for folder in config["packs"]])
     total, ahead = len(given), feed.read(given, student, config["seed"], len(done), rank, ranks)
     held = feed.held(packs.Packs(Path(config["held"])), student, rank, ranks) if config["held"] else None
     cost = metrics.cost(model, metrics.device(), ranks)
@@ -67,7 +73,9 @@ def train(config: dict[str, Any]) -> None:
     told = 0.0
     with checkpoints.Saver(storage, config["attempt"], start) as saver:
         for step in loop.steps(model, optimizer, ahead, student.schedule, student.learning_rate, len(done)):
-            done.append(metrics.figures(step, total, cost))
+            done.append(metrics.figures(step, total, cost) | model.figures())
+            if student.ifp:
+                collapse.check(student, done)
             if held is not None and (len(done) % student.validation_steps == 0 or len(done) == total):
                 loss = done[-1]["validation_loss"] = loop.validate(model, held)
                 if not math.isfinite(loss):
@@ -85,10 +93,20 @@ def train(config: dict[str, Any]) -> None:
     best.take()
     finished = storage / f"{checkpoints.FINAL}-{config['attempt']}"
     saving.save(finished, config["pruned"], student, model)
+    if student.ifp:
+        choosers.save(finished / "chooser", Path(config["chooser"]), model)
     if rank == 0:
         checkpoints.write_steps(finished / "losses.jsonl", done)
         finished.rename(storage / checkpoints.FINAL)  # the name says that all is there
     dist.barrier()  # a worker that is done first is not taken for all
+
+
+def _shell(student: Student, chooser: str | None) -> Callable[[Any], ByToken]:
+    """What a model is trained in: with masks where the student has them."""
+    if not student.ifp:
+        return ByToken
+    how, made = student.ifp, choosers.load(Path(str(chooser)), student.ifp)
+    return lambda model: Masked(model, made, how)
 
 
 def _tell(file: Path, done: list[dict[str, Any]], total: int) -> None:

@@ -61,7 +61,7 @@ def test_loss_is_the_formula(tmp_path: Path, fields: dict[str, float], weighted:
     folder, packed = tiny.model_dir(tmp_path, layers=2), rows(weighted)
     made = losses.ByToken(loading.load(str(folder), student, 0).double())
     still = torch.optim.SGD(made.parameters(), lr=0.0)
-    alpha, rest = objectives.shares(student)
+    alpha, rest, _ = objectives.shares(student)
     plans = [list(feed.steps(packed, student, 0, 0, rank=rank, ranks=ranks)[1]) for rank in range(ranks)]
     assert len(plans[0]) > 2
     for shared in zip(*plans, strict=True):

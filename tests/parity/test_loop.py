@@ -251,7 +251,7 @@ def test_the_time_of_a_step_is_from_its_fetch_to_its_end(monkeypatch: pytest.Mon
         nonlocal now
         for step in range(3):
             now += 2.0
-            yield batches.Planned(step / 3, (1.0, 0.0), [0], 1, 1, [])
+            yield batches.Planned(step / 3, (1.0, 0.0, 0.0), [0], 1, 1, [])
 
     monkeypatch.setattr(loop, "run_step", run_step)
     for step in loop.steps(model, torch.optim.SGD(model.parameters()), plan(), "cosine", 1.0):

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipelines import objectives
-from pipelines.student import OBJECTIVES, Student, objective_of
+from pipelines.student import LEARNED, Student, objective_of
 
 RECORD = {"id": "a", "context": "", "input": "2 + 3?", "history": "", "reference": "It is 5.", "answer": "5"}
 SAID = {"rationale": "2 and 3 are 5.", "label": "5", "verdict": "match", "target": "2 + 3 = 5\n#### 5"}
@@ -58,7 +58,7 @@ def test_whose_labels() -> None:
 
 
 def test_what_the_teacher_has_to_write() -> None:
-    modes = {name: objectives.writes(Student(name=name)) for name in OBJECTIVES if name != "none"}
+    modes = {name: objectives.writes(Student(name=name)) for name in LEARNED}
     assert modes == {
         "sft": None, "sdd": "self_distill", "dsbs": "rationale", "label": None,
         "rationale_then_label": "rationale", "label_then_rationale": "rationale",
@@ -67,10 +67,10 @@ def test_what_the_teacher_has_to_write() -> None:
 
 
 def test_weights_of_the_two_losses() -> None:
-    assert objectives.shares(Student(name="dsbs")) == (0.5, 0.5)
-    assert objectives.shares(Student(name="dsbs", alpha=0.3)) == (0.3, 0.7)
-    assert objectives.shares(Student(name="dsbs", rationale_weight=0.2)) == (1.0, 0.2)
-    assert objectives.shares(Student(name="label")) == (1.0, 0.0)
+    assert objectives.shares(Student(name="dsbs")) == (0.5, 0.5, 0.0)
+    assert objectives.shares(Student(name="dsbs", alpha=0.3)) == (0.3, 0.7, 0.0)
+    assert objectives.shares(Student(name="dsbs", rationale_weight=0.2)) == (1.0, 0.2, 0.0)
+    assert objectives.shares(Student(name="label")) == (1.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(

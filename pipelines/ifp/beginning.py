@@ -1,0 +1,80 @@
+"""What an IFP training needs before its workers start: calibration rows, what chooses the units, documents to read."""
+
+from pathlib import Path
+from typing import Any
+
+from pipelines import conversations, prompts
+from pipelines.ifp import reading
+from pipelines.recipe_file import BadInput
+from pipelines.student import Student
+from pipelines.training import batches, packs
+
+
+def begin(
+    student: Student, teacher: Path, rows: str, seed: int, storage: Path
+) -> tuple[Path | None, reading.Reads | None]:
+    """`storage`/chooser, written where it is not there (choosers.start), and what a predictor in it can read; nothing
+    for students without masks. BadInput where it cannot be."""
+    from transformers import AutoTokenizer
+
+    from pipelines.ifp import choosers
+
+    how, folder = student.ifp, storage / "chooser"
+    if not how:
+        return None, None
+    if not folder.exists():
+        tokenizer = AutoTokenizer.from_pretrained(teacher, local_files_only=True)
+        some = _calibration(student, rows)
+        encoded = batches.encode_all(
+            tokenizer, [_messages(row) for row in some], [row["target"] or "" for row in some]
+        )  # fmt: skip
+        partial = folder.with_suffix(".part")
+        try:
+            choosers.start(
+                how, teacher, [row._replace(ids=row.ids[: student.max_length]) for row in encoded], seed, partial
+            )
+        except ValueError as error:
+            raise BadInput(f"student {student.name}: {error}") from error
+        partial.rename(folder)
+    return folder, reading.of(folder) if how.mask == "prompt" else None
+
+
+def texts(student: Student, teacher: Path, seed: int, storage: Path, reads: reading.Reads | None) -> list[Path]:
+    """The folder of packs of stage 1, or none. BadInput where its texts cannot be read."""
+    from transformers import AutoTokenizer
+
+    from pipelines.ifp import texts as documents
+
+    if not student.ifp or not student.ifp.text:
+        return []
+    tokenizer = AutoTokenizer.from_pretrained(teacher, local_files_only=True)
+    file = documents.write(student, tokenizer, storage / "texts.parquet")
+    once = student.model_copy(update={"epochs": 1.0})
+    return [packs.write(teacher, str(file), once, seed, storage / "texts", reads=reads).folder]
+
+
+def asked(student: Student, model: Path, rows: str) -> list[tuple[str, str]]:
+    """(family, prompt as the predictor reads it) of calibration rows. `model`: whose chat template makes the text."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+    some = _calibration(student, rows)
+    return [(row.get("family") or "", prompts.text(tokenizer, reading.asked(_messages(row)))) for row in some]
+
+
+def _calibration(student: Student, rows: str) -> list[dict[str, Any]]:
+    """Rows spread evenly over the file, as many as `ifp.calibration_rows`."""
+    import io
+
+    import pyarrow.parquet as pq
+
+    from cluster import storage
+
+    table = pq.read_table(io.BytesIO(storage.read(rows)))
+    wanted = student.ifp.calibration_rows if student.ifp else 0
+    step = max(1, len(table) // wanted)
+    return table.take(list(range(0, len(table), step))[:wanted]).to_pylist()
+
+
+def _messages(row: dict[str, Any]) -> list[prompts.Message]:
+    return prompts.answer(row["prompt"], conversations.load(row.get("history")))

@@ -171,7 +171,7 @@ class _Beside(torch.autograd.Function):
     def forward(ctx: Any, nats: Tensor, loss: Tensor) -> Tensor:
         """`nats`."""
         ctx.save_for_backward(loss)
-        return nats.view_as(nats)
+        return nats.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:

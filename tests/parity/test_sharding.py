@@ -18,7 +18,7 @@ from pipelines.planning import architecture, memory
 from pipelines.planning.assumptions import Assumptions
 from pipelines.recipe import Recipe
 from pipelines.student import Student
-from pipelines.training import loading, parallel
+from pipelines.training import loading, losses, parallel
 from tests.parity.test_plan_numbers import built, count
 
 REAL = [name for name in recipe_file.names() if recipe_file.load(name).cluster.gpu]
@@ -37,7 +37,8 @@ def sharded(recipe: Recipe, student: Student) -> torch.nn.Module:
     config = models.describe(recipe.teacher.model).config
     model = built(config, config["num_hidden_layers"] - recipe.prune.layers)
     mesh = init_device_mesh("cpu", (recipe.cluster.workers,))
-    return parallel.parallelize(loading.adapted(model, student, 0), mesh, student.activation_checkpointing)
+    shell = losses.ByToken(loading.adapted(model, student, 0))
+    return parallel.parallelize(shell, mesh, student.activation_checkpointing)
 
 
 def test_what_is_sharded_is_what_the_plan_counts(recipe: Recipe) -> None:

@@ -135,6 +135,11 @@ class Student(Section):
             raise ValueError(f"student {self.name!r} {what}; students that begin with `ifp` have one, and no others")
         if self.ifp and self.compile:
             raise ValueError(f"student {self.name!r}: masks do not reach compiled blocks; set compile = false")
+        if self.ifp and self.ifp.text and self.max_length < 2 * self.ifp.text_chunk:
+            raise ValueError(
+                f"student {self.name!r}: max_length = {self.max_length} does not hold two chunks of ifp.text_chunk = "
+                f"{self.ifp.text_chunk} tokens; raise it, or shorten the chunks"
+            )
         objective = self.learns
         for name, objectives in _ONLY.items():
             if getattr(self, name) != Student.model_fields[name].default and objective not in objectives:

@@ -95,7 +95,9 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> Reader:
     """The predictor in `folder`, on the CPU. ValueError where the folder is none, or its parts do not fit."""
     from safetensors.torch import load_file
     from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     try:
         told = About(**json.loads((folder / ABOUT).read_text(encoding="utf8")))
     except (OSError, ValueError, TypeError) as error:
@@ -114,7 +116,9 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> Reader:
 def save(folder: Path, predictor: Predictor, tokenizer: Any) -> None:
     """Write a predictor that `load` reads."""
     from safetensors.torch import save_file
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     folder.mkdir(parents=True, exist_ok=True)
     predictor.lm.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.utils import logging
 
 from pipelines import layers, models, units, weights
 from pipelines.ifp.module import Masked, Static, standardised
@@ -36,6 +37,7 @@ def start(how: Ifp, teacher: Path, rows: list[Encoded], seed: int, to: Path) -> 
     `rows`: what importance is measured on.
 
     ValueError where the model has no such units, or not so many, and for a predictor that cannot be one."""
+    logging.disable_progress_bar()
     torch.manual_seed(seed)
     model = weights.load(teacher, "auto")
     blocks, width = units.check(model)

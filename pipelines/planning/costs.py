@@ -7,11 +7,11 @@ from cluster.gpus import Gpu
 from pipelines import lm_tasks
 from pipelines.planning import memory, work
 from pipelines.planning.amounts import Amount
-from pipelines.planning.architecture import BYTES
+from pipelines.planning.architecture import BYTES, Architecture
 from pipelines.planning.known import Known
 from pipelines.planning.memory import Memory
 from pipelines.planning.work import Engine, Work
-from pipelines.student import Student, objective_of
+from pipelines.student import Student
 
 WRITTEN = {"self_distill": "rewrites", "rationale": "rationales"}
 
@@ -24,32 +24,34 @@ def memories(k: Known) -> list[Memory]:
         stored = BYTES["bfloat16" if k.gpu else "float32"]
         found.append(replace(memory.measuring(k.teacher, stored, k.gpus, k.assumed, gpu), what="prune: measuring"))
     if k.writes:
-        found.append(_engine(k, "generate: teacher", k.teacher.layers, k.recipe.generate.max_num_seqs))
+        found.append(_engine(k, "generate: teacher", k.teacher.layers, seats=k.recipe.generate.max_num_seqs))
     over, alike = (k.recipe.cluster.workers, k.recipe.cluster.replicas), dict[tuple[Any, ...], list[Student]]()
     for s in k.students:
         tokens = max(s.micro_tokens, s.max_length)  # a longer row is a batch of its own
-        how = (s.lora_rank, s.lora_targets, s.last_layers, s.activation_checkpointing, tokens)
+        how = (s.lora_rank, s.lora_targets, s.last_layers, s.activation_checkpointing, s.ifp, tokens)
         alike.setdefault(how, []).append(s)
     for (*_, tokens), students in alike.items():
-        one = memory.training(k.teacher, k.kept, students[0], tokens, *over, k.assumed, gpu)
+        one = memory.training(k.teacher, k.blocks(students[0]), students[0], tokens, *over, k.assumed, gpu)
         found.append(replace(one, what=f"train: {', '.join(s.name for s in students)}"))
-    found.append(_engine(k, "evaluate: teacher", k.teacher.layers, k.recipe.serve.max_num_seqs))
-    found.append(_engine(k, "evaluate: pruned models", k.kept, k.recipe.serve.max_num_seqs))
+    found.append(_engine(k, "evaluate: teacher", k.teacher.layers))
+    found.append(_engine(k, "evaluate: pruned models", k.kept))
+    for s in (s for s in k.students if s.ifp):
+        found.append(_engine(k, f"evaluate: a sub-network of {s.name}", *k.scored[s.name][::-1]))
     return found
 
 
-def _engine(k: Known, what: str, layers: int, seats: int) -> Memory:
+def _engine(k: Known, what: str, layers: int, model: Architecture | None = None, seats: int = 0) -> Memory:
     asked = k.recipe.teacher
-    lengths = (asked.tensor_parallel, asked.max_model_len, seats)
+    lengths = (asked.tensor_parallel, asked.max_model_len, seats or k.recipe.serve.max_num_seqs)
     gpu = k.gpu.memory if k.gpu else None
-    return replace(memory.engine(k.teacher, layers, k.width, *lengths, k.assumed, gpu), what=what)
+    return replace(memory.engine(model or k.teacher, layers, k.width, *lengths, k.assumed, gpu), what=what)
 
 
 def host(k: Known) -> float:
     """Bytes of main memory of the node that runs every worker; where the head does not prune, of the same machine while
     it prunes: the teacher as it is stored, or in fp32 where no GPU measures it."""
     stored, workers = BYTES[k.teacher.dtype], k.recipe.cluster.workers
-    trained = [memory.host(k.teacher, k.kept, s, stored, workers) for s in k.students]
+    trained = [memory.host(k.teacher, k.blocks(s), s, stored, workers) for s in k.students]
     pruning = 0.0 if k.head_prunes else float(k.teacher.parameters() * stored) if k.gpu else on_cpus(k)
     return max([pruning, *trained])
 
@@ -73,7 +75,7 @@ def rewrite(k: Known, a: Amount) -> float:
 def learned(k: Known, s: Student, a: Amount) -> float:
     """Mean tokens that a student reads and learns of one train row of that data set."""
     asked, label = a.question + k.assumed.chat_tokens, k.assumed.label_tokens
-    match objective_of(s.name):
+    match s.learns:
         case "sft":
             return asked + a.reference
         case "label":
@@ -128,9 +130,12 @@ def _training(k: Known) -> list[Work]:
     made = []
     for s in k.students:
         tokens, seconds = s.epochs * sum(a.train * learned(k, s, a) for a in k.rows), None
+        tokens += (s.ifp and s.ifp.text_tokens) or 0  # stage 1; a file without a bound is not counted
         if k.gpu:
             seconds = k.assumed.start_minutes * 60
-            seconds += work.training_seconds(k.teacher, k.kept, s, tokens, k.recipe.cluster.workers, k.gpu, k.assumed)
+            seconds += work.training_seconds(
+                k.teacher, k.blocks(s), s, tokens, k.recipe.cluster.workers, k.gpu, k.assumed
+            )
         steps = -(-tokens // s.batch_tokens)
         made.append(
             Work("train", f"{s.name}, {steps:,.0f} steps", {"trained": tokens}, k.recipe.cluster.workers, seconds)
@@ -148,16 +153,17 @@ def _evaluating(k: Known) -> list[Work]:
     tokens["written"] = said + sum(s.items * s.written for s in sizes)
     tokens["scored"] = sum(s.items * s.requests * s.tokens for s in sizes if not s.written)
     gpus, made = k.at_once * k.recipe.teacher.tensor_parallel, []
-    for name, layers in k.scored.items():
+    for name, (model, layers) in k.scored.items():
         seconds = None
         if k.gpu:
-            engine = served(k, k.gpu, layers, min(settings.concurrency, k.recipe.serve.max_num_seqs))
+            seats = min(settings.concurrency, k.recipe.serve.max_num_seqs)
+            engine = served(k, k.gpu, layers, seats, model)
             own = engine.answer(test, asked / test, said / test) if test else 0.0
             seconds = own + work.scoring_seconds(engine, sizes) + k.assumed.start_minutes * 60 / k.at_once
         made.append(Work("evaluate", name, tokens, gpus, seconds))
     return made
 
 
-def served(k: Known, gpu: Gpu, layers: int, seats: int) -> Engine:
-    """The engine of a model of so many blocks, split as the recipe splits it."""
-    return work.engine(k.teacher, layers, k.width, gpu, k.recipe.teacher.tensor_parallel, seats, k.assumed)
+def served(k: Known, gpu: Gpu, layers: int, seats: int, model: Architecture | None = None) -> Engine:
+    """The engine of a model (None: the teacher's architecture) of so many blocks, split as the recipe splits it."""
+    return work.engine(model or k.teacher, layers, k.width, gpu, k.recipe.teacher.tensor_parallel, seats, k.assumed)

@@ -1,5 +1,6 @@
 """What a plan is worked out from: the recipe, the teacher's shape, the GPU, the assumptions, the rows."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from cluster import gpus
@@ -44,11 +45,20 @@ class Known(NamedTuple):
         """What the teacher writes for them: `self_distill`, `rationale`."""
         return objectives.written(self.students)
 
+    def blocks(self, s: Student) -> int:
+        """Blocks that the student has: those that pruning left, or where FFN units are chosen all of the teacher's."""
+        return self.teacher.layers if s.ifp else self.kept
+
     @property
-    def scored(self) -> dict[str, int]:
-        """Name → blocks of every model that is evaluated, the teacher first."""
-        names = ["pruned", *self.recipe.prune.methods[1:], *(s.name for s in self.students)]
-        return {"teacher": self.teacher.layers, **dict.fromkeys(names, self.kept)}
+    def scored(self) -> dict[str, tuple[Architecture, int]]:
+        """Name → architecture and blocks of every model that is evaluated, the teacher first. Where the prompt chooses
+        FFN units, an engine has one sub-network."""
+        cuts = dict.fromkeys(["pruned", *self.recipe.prune.methods[1:]], (self.teacher, self.kept))
+        narrow = {
+            s.name: replace(self.teacher, intermediate=s.ifp.units) if s.ifp else self.teacher for s in self.students
+        }
+        made = {s.name: (narrow[s.name], self.blocks(s)) for s in self.students}
+        return {"teacher": (self.teacher, self.teacher.layers), **cuts, **made}
 
     @property
     def gpus(self) -> int:

@@ -19,6 +19,7 @@ MASTER, MOMENTS, COMPUTE = 4, 8, 2  # bytes: fp32 parameter, its two AdamW momen
 LOSS = 12  # bytes a logit: bf16 logits and gradient, fp32 log-softmax and gradient (losses.nats)
 LOGITS = 1 << 27  # losses.LOGITS of a GPU: at a time
 FILE = 2 << 30  # saving.FILE: bytes of a checkpoint's file
+RANK = 128  # serving.predictor.RANK: width between the predictor's two maps
 SMALL = 50_000_000  # parallel.SMALL: below, FSDP2 has one group
 
 
@@ -115,12 +116,31 @@ def training(
         "logits and loss": float(min(tokens, max(1, LOGITS // a.vocab)) * a.vocab * LOSS),
         "allowance": assumed.training_overhead_gb * 1e9,
     }
+    if s.ifp:
+        parts |= _chosen(a, layers, s, tokens, shards)
     how = f"LoRA of rank {s.lora_rank}" if s.lora_rank else "full fine-tuning"
     how = f"the last {s.last_layers} blocks" if s.last_layers else how
     about = f"{how}, {learnt / 1e6:,.1f} M trained, {tokens:,} tokens a forward pass, activations "
     about += "recomputed" if s.activation_checkpointing else "kept"
     advice = "lower the student's micro_tokens, set activation_checkpointing = true or a lora_rank, or raise "
     return Memory("", workers, parts, gpu, about, advice + "cluster.workers")
+
+
+def _chosen(a: Architecture, layers: int, s: Student, tokens: int, shards: int) -> dict[str, float]:
+    """What instruction-following pruning adds to a worker: the predictor with its gradients and moments (of one whose
+    size is not in its name, the two maps alone; it is all-gathered in fp32 at most), and of each block the activations
+    behind the mask, and the mask of each position before them, in fp32."""
+    assert s.ifp
+    kind, _, number = s.ifp.predictor.partition("-")
+    hidden, small = {"first": (a.hidden, a.block), "fresh": (128, 4 * 128**2 + 3 * 128 * 344)}.get(kind, (a.hidden, 0))
+    body = int(number) * small + a.vocab * hidden if small and s.ifp.mask == "prompt" else 0
+    head = (hidden * RANK + RANK * layers * a.intermediate) if s.ifp.mask == "prompt" else layers * a.intermediate
+    predictor = body + head
+    masked = tokens * a.intermediate * (COMPUTE + MASTER)
+    return {
+        "mask predictor": (2 * MASTER + MOMENTS) * predictor / shards + MASTER * predictor,
+        "masks": float(masked * (1 if s.activation_checkpointing else layers)),
+    }
 
 
 def activations(a: Architecture, lora_rank: int = 0, targets: Collection[str] = ()) -> int:

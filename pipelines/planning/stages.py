@@ -38,7 +38,14 @@ def _order(k: Known) -> list[tuple[str, str, str, str]]:
         targets = WRITTEN[mode] if (mode := objectives.writes(s) or "") else "references"
         adapters = k.teacher.lora(s.lora_rank, k.kept, s.lora_targets) / 1e6
         adapter = f", adapter of {adapters:,.1f} M" if s.lora_rank else ""
-        rows.append(("train", s.name, f"pruned model, {train:,} {targets}", f"checkpoint, {size}{adapter}"))
+        reads, makes = f"pruned model, {train:,} {targets}", f"checkpoint, {size}{adapter}"
+        if s.ifp:
+            model, blocks = k.scored[s.name]
+            number = s.ifp.subnetworks if s.ifp.mask == "prompt" else 1
+            each = _size(model.parameters(blocks) * stored)
+            reads = f"teacher, {train:,} {targets}"
+            makes = f"{number} sub-network(s) of {s.ifp.units:,} of {k.teacher.intermediate:,} FFN units, {each} each"
+        rows.append(("train", s.name, reads, makes))
     tasks = [task.rsplit("/", 1)[-1] for task in k.recipe.evaluate.lm_eval]
     asked = ", ".join([*([f"{test:,} test rows"] if test else []), *tasks])
     rows += [("evaluate", name, asked, "scores, answers") for name in k.scored]

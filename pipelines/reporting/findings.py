@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.reporting import recovery
@@ -23,7 +23,8 @@ class Inputs:
     `models` lists the teacher, then the cut that students were trained from, then other cuts, then
     students. `items` and `scores` go by model name, `losses` by student name. `in_domain` holds the
     tasks with train rows. `bootstrap` is the number of resamples behind every interval. `contamination` is
-    what test rows share with train rows (pipelines.rows.contamination.check), None where it was not looked for."""
+    what test rows share with train rows (pipelines.rows.contamination.check), None where not looked for. `masks`:
+    student → masks.json (ifp.cutting), where the prompt chooses the FFN units."""
 
     run: dict[str, Any]
     models: Rows
@@ -39,6 +40,7 @@ class Inputs:
     seed: int
     bootstrap: int
     contamination: dict[str, Any] | None = None
+    masks: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def named(self, kind: str) -> list[str]:
         """The scored models of one kind, in order."""
@@ -63,7 +65,7 @@ class Inputs:
 
 
 def content(inputs: Inputs) -> dict[str, Any]:
-    """report.json: schema 1 and, beside it, `differences`, `tasks`, `losses`, `contamination` and `warnings`.
+    """report.json: schema 1 and, beside it, `differences`, `tasks`, `losses`, `masks`, `contamination` and `warnings`.
 
     Averages are shares of right answers in [0, 1] and recovery is in per cent; what is not defined
     (or not finite) is null."""
@@ -82,6 +84,7 @@ def content(inputs: Inputs) -> dict[str, Any]:
         "tasks": {name: recovery.means(rows) for name, rows in inputs.items.items()},
         "in_domain": sorted(inputs.in_domain),
         "losses": {name: summed(rows) for name, rows in inputs.losses.items()},
+        "masks": inputs.masks,
         "generation": [counted(row, inputs.stages) for row in inputs.generation],
         "stages": inputs.stages,
         "contamination": inputs.contamination,
@@ -111,10 +114,13 @@ def recovered(inputs: Inputs, model: Mapping[str, Any]) -> dict[str, Any]:
 
 def differences(inputs: Inputs) -> Rows:
     """Differences of averages that the run was made to see, each overall and in and out of domain:
-    SDD − SFT, DSBS − its baselines, student − untrained cut, the chosen cut − other cuts of its size."""
+    SDD − SFT, DSBS − its baselines, units that the prompt chooses − the same units for all, student − untrained
+    cut, the chosen cut − other cuts of its size."""
     cuts = inputs.named("pruned")
     pairs = [(a, b) for a in inputs.objective("sdd") for b in inputs.objective("sft")]
     pairs += [(a, b) for a in inputs.objective("dsbs") for base in DISTILLED[1:] for b in inputs.objective(base)]
+    ifp = inputs.objective("ifp")
+    pairs += [(a, b) for a in ifp if a in inputs.masks for b in ifp if b not in inputs.masks]
     pairs += [(student, cut) for student in inputs.named("student") for cut in cuts[:1]]
     pairs += [(cuts[0], other) for other in cuts[1:]]
     return [

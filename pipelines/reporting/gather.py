@@ -47,6 +47,7 @@ def gather(recipe: Recipe, outs: Outs, done: Done) -> Inputs:
         seed=recipe.seed,
         bootstrap=recipe.evaluate.bootstrap,
         contamination=shared,
+        masks=_masks(recipe, outs),
     )
 
 
@@ -84,7 +85,15 @@ def _model(name: str, recipe: Recipe, outs: Outs) -> dict[str, Any]:
         return common | said | _pick(summary) | {"checkpoint": made[name].at("model")}
     student = next(s for s in recipe.student if s.name == name)
     said = {"kind": "student", "objective": objective_of(name), "checkpoint": outs["train"][name].at("model")}
-    return common | said | _pick(cut) | {"seed": recipe.seed if student.seed is None else student.seed}
+    size = _pick(cut)
+    if student.ifp:  # of one sub-network; every block is there
+        size = {"parameters": _summary(outs["train"][name])["parameters"], "removed_layers": []}
+    return common | said | size | {"seed": recipe.seed if student.seed is None else student.seed}
+
+
+def _masks(recipe: Recipe, outs: Outs) -> dict[str, dict[str, Any]]:
+    asked = {s.name for s in recipe.student if s.ifp and s.ifp.mask == "prompt"}
+    return {name: out.json("masks.json") for name, out in outs["train"].items() if name in asked and out.manifest()}
 
 
 _CUT = {"angular": "cut by angular distance", "influence": "cut by block influence", "tail": "tail drop"}

@@ -5,7 +5,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from pipelines.reporting import plots
+from pipelines.reporting import chosen, plots
 from pipelines.reporting.findings import Inputs
 from pipelines.reporting.headline import headline
 from pipelines.reporting.plots import Bar, Line, Mark
@@ -38,6 +38,7 @@ def render(inputs: Inputs, made: Made) -> str:
         "seen": seen(inputs),
         "cut": cut(inputs),
         "training": training(inputs),
+        "chosen": chosen.chosen(inputs),
         "generation": [{**row, "picture": plots.shares(row)} for row in made["generation"]],
         "samples": samples(inputs),
         "speed": speed(made),

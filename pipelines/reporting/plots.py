@@ -163,7 +163,7 @@ def lines(curves: Sequence[Line], x_label: str, y_label: str, about: str, marks:
         below = y < 18 or (y < 85 and mark.y == min(value for _, value in points))  # clear of the curve
         drawn.append(element("text", mark.label, x=f"{x:.2f}%", y=f"{y:.2f}%", dy=24 if below else -14,
                              text_anchor=anchor, class_="mark"))  # fmt: skip
-    return _framed(drawn, x_label, y_label, about)
+    return framed(drawn, x_label, y_label, about)
 
 
 def angular_map(importance: Mapping[str, Any]) -> Markup:
@@ -196,7 +196,7 @@ def angular_map(importance: Mapping[str, Any]) -> Markup:
     for start in range(0, blocks, every):
         drawn.append(element("text", start, x=f"{(start + 0.5) * width:.2f}%", y="100%", dy=18, text_anchor="middle"))
     about = f"Angular distance for cuts of {shown[0]} to {shown[-1]} blocks at every start; see the table below."
-    return _framed(drawn, "first removed block", "blocks removed", about, height=max(180, 24 * len(shown)))
+    return framed(drawn, "first removed block", "blocks removed", about, height=max(180, 24 * len(shown)))
 
 
 def columns(values: Sequence[float], marked: Iterable[int], x_label: str, y_label: str, about: str) -> Markup:
@@ -212,7 +212,7 @@ def columns(values: Sequence[float], marked: Iterable[int], x_label: str, y_labe
         drawn.append(element("rect", tip, class_="fill cut" if i in cut else "fill plain", **box))
         if i % every == 0:
             drawn.append(element("text", i, x=f"{(i + 0.5) * width:.2f}%", y="100%", dy=18, text_anchor="middle"))
-    return _framed(drawn, x_label, y_label, about, height=180)
+    return framed(drawn, x_label, y_label, about, height=180)
 
 
 def shares(counts: Mapping[str, int]) -> Markup:
@@ -229,6 +229,7 @@ def shares(counts: Mapping[str, int]) -> Markup:
         swatch = element("i", class_=f"swatch v-{verdict}")
         legend.append(element("li", swatch, element("b", verdict), f" {counts[verdict]:,} · {share:.1f} %"))
         at += share
+    """Axes' names around what is drawn; `about` is the figure's text for who cannot see it."""
     picture = element("svg", *drawn, class_="stack", height=34, aria_hidden="true", focusable="false")
     return picture + element("ul", *legend, class_="legend")
 
@@ -255,7 +256,8 @@ def _axes(xs: Iterable[float], ys: Iterable[float], across: Any, up: Any) -> Mar
     return Markup("").join(drawn)
 
 
-def _framed(drawn: Iterable[Markup], x_label: str, y_label: str, about: str, height: int = 240) -> Markup:
+def framed(drawn: Iterable[Markup], x_label: str, y_label: str, about: str, height: int = 240) -> Markup:
+    """Axes' names around what is drawn; `about` is the figure's text for who cannot see it."""
     picture = element("svg", *drawn, role="img", aria_label=about, height=height)
     above, below = element("p", y_label, class_="axis"), element("p", x_label, class_="axis across")
     return element("div", above, picture, below, class_="plot")

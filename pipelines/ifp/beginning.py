@@ -72,8 +72,8 @@ def _calibration(student: Student, rows: str) -> list[dict[str, Any]]:
 
     table = pq.read_table(io.BytesIO(storage.read(rows)))
     wanted = student.ifp.calibration_rows if student.ifp else 0
-    step = max(1, len(table) // wanted)
-    return table.take(list(range(0, len(table), step))[:wanted]).to_pylist()
+    some = min(wanted, len(table))
+    return table.take([at * len(table) // some for at in range(some)]).to_pylist()
 
 
 def _messages(row: dict[str, Any]) -> list[prompts.Message]:

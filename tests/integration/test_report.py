@@ -220,6 +220,42 @@ def test_shared_words_stand_in_the_report(tmp_path):
     assert "Overlap with train rows" not in (tmp_path / "report.html").read_text()
 
 
+def chosen() -> Inputs:
+    """The example with two more students: one whose units the prompt chooses, and one mask for all."""
+    inputs = example()
+    tasks = sorted((*IN_DOMAIN, *OUTSIDE))
+    table = {
+        "units": 64, "units_before": 512, "prompts": 256, "overlap": 0.61, "variance": 0.42, "unused": 0.125,
+        "by_block": [0.9 - 0.05 * i for i in range(8)], "unused_by_block": [0.1 + 0.01 * i for i in range(8)],
+        "tasks": tasks, "between": [[0.95 if a == b else 0.3 + 0.01 * len(a + b) for b in tasks] for a in tasks],
+        "sizes": [200, 56], "shared": 0.881,
+    }  # fmt: skip
+    new = {"ifp": "sdd", "ifp-static": "sft"}
+    steps = [{**row, "mask_overlap": 1 - row["step"] / 800, "mask_variance": row["step"] / 900} for row in losses(2, 1)]
+    return replace(
+        inputs,
+        models=[*inputs.models, *(model(name) | {"objective": "ifp"} for name in new)],
+        items=inputs.items | {name: inputs.items[like] for name, like in new.items()},
+        scores=inputs.scores | {name: inputs.scores[like] for name, like in new.items()},
+        losses=inputs.losses | {"ifp": steps, "ifp-static": losses(2, 1)},
+        masks={"ifp": table},
+    )
+
+
+def test_units_that_the_prompt_chooses_are_drawn(tmp_path):
+    inputs = chosen()
+    made = report(inputs, tmp_path)
+    pairs = {(row["a"], row["b"]) for row in made["differences"]}
+    assert ("ifp", "ifp-static") in pairs and ("ifp-static", "ifp") not in pairs
+    assert made["masks"] == inputs.masks
+    page = (tmp_path / "report.html").read_text()
+    assert "64 of 512 FFN units stay on in every block" in page and "finds 88.1 % of its own units" in page
+    assert page.count('id="units-1"') == 1 and page.count('class="cell"') >= 64
+    assert "Units that the prompt chooses" not in (
+        report(example(), tmp_path) and (tmp_path / "report.html").read_text()
+    )
+
+
 def test_resumed_steps_count_once(tmp_path):
     inputs = example()
     twice = [*inputs.losses["sft"][:200], *inputs.losses["sft"][150:]]
@@ -283,7 +319,7 @@ def test_the_console_is_heard(tmp_path):
     assert len(console) == 1 and "TypeError" in console[0]
 
 
-@pytest.mark.parametrize("inputs", [example(), hostile()], ids=["plain", "hostile"])
+@pytest.mark.parametrize("inputs", [example(), hostile(), chosen()], ids=["plain", "hostile", "chosen"])
 def test_page_in_a_browser(inputs, tmp_path):
     """Nothing runs that came from data, nothing sticks out sideways, every section is there."""
     report(inputs, tmp_path)
@@ -294,6 +330,7 @@ def test_page_in_a_browser(inputs, tmp_path):
         assert seen["over"] == []
         assert seen["owned"] == "" and seen["title"] != "owned" and seen["foreign"] == 0
         assert seen["unnamed"] == 0, "a picture without a name for a screen reader"
-        assert seen["sections"] == ["recovery", "differences", "tasks", "importance", "data", "training", "speed",
-                                    "models", "repeat"]  # fmt: skip
+        chosen = ["units-1"] if inputs.masks else []
+        assert seen["sections"] == ["recovery", "differences", "tasks", "importance", "data", "training", *chosen,
+                                    "speed", "models", "repeat"]  # fmt: skip
         assert seen["heading"].startswith("Quality grew back")

@@ -28,7 +28,7 @@ quickstart: $(READY)
 
 # Three at a time, also on two cores: tests often wait. A file's tests stay together and share engines and clusters.
 test: $(READY) browser
-	$(BIN)/python -m pytest tests -q -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest tests -q -n 3 --dist loadfile --no-loadscope-reorder --durations=30 --durations-min=20
 
 # Hours of kills and failing storage; REGROW_SOAK_KILLS=100 says how many.
 soak: $(READY)

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from cluster import signals
-from pipelines import cli_generate, cli_k8s, cli_loadtest, cli_serve, cli_submit
+from pipelines import cli_export, cli_generate, cli_k8s, cli_loadtest, cli_serve, cli_submit
 from pipelines.cli_submit import Overrides, RecipeArgument
 
 app = typer.Typer(
@@ -96,6 +96,7 @@ def report(run: cli_serve.Run) -> None:
 
 app.command(epilog=cli_serve.EXAMPLES)(cli_serve.serve)
 app.command(epilog=cli_loadtest.EXAMPLES)(cli_loadtest.loadtest)
+app.command(epilog=cli_export.EXAMPLES)(cli_export.export_mask)
 
 
 @app.command(epilog="Examples: `regrow clean runs/quickstart` · `regrow clean runs/quickstart --yes`")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pipelines import masks, subnetwork, units
 from pipelines.ifp import choosers, routed
+from pipelines.screen import say
 from pipelines.student import Ifp
 from serving import predictor
 
@@ -26,7 +27,8 @@ def cut(how: Ifp, whole: Path, chooser: Path, asked: Sequence[tuple[str, str]], 
     """Write `out`/model from the trained model `whole` and what chooses its units, and where prompts choose,
     `out`/masks.json: how their masks differ. `asked`: (task, prompt as the predictor reads it) of calibration rows.
 
-    Returns what a report tells of it. ValueError as in routed.write and subnetwork.export."""
+    Where fewer prompts than `ifp.subnetworks` differ in their units, there are fewer sub-networks. Returns what a
+    report tells of it. ValueError as in routed.write and subnetwork.export."""
     if how.mask != "prompt":
         scores = choosers.scores(chooser)
         static = how.mask == "static"
@@ -36,9 +38,14 @@ def cut(how: Ifp, whole: Path, chooser: Path, asked: Sequence[tuple[str, str]], 
     reader = predictor.load(chooser)
     found = routed.masks_of(reader, [prompt for _, prompt in asked])
     table = described(found, [task for task, _ in asked])
-    written = routed.write(
-        out / "model", whole, reader, [prompt for _, prompt in asked], how.subnetworks, seed, copy=os.link
-    )
+    different = len({masks.mask_hash(mask != 0) for mask in found})
+    if different < how.subnetworks:
+        say(
+            f"[yellow]warning[/yellow]: {len(found)} calibration prompts choose {different} different sets of units, "
+            f"so there are {different} sub-networks in place of ifp.subnetworks = {how.subnetworks}"
+        )
+    number = min(how.subnetworks, different)
+    written = routed.write(out / "model", whole, reader, [prompt for _, prompt in asked], number, seed, copy=os.link)
     table |= {"sizes": written.sizes, "shared": written.shared}
     (out / TABLE).write_text(json.dumps(table, indent=1) + "\n", encoding="utf8")
     told = ("units", "units_before", "overlap", "variance", "unused", "shared")

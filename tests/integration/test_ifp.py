@@ -18,7 +18,7 @@ from tests import tiny, trainings
 from tests.trainings import losses, recipe, steps, when
 
 pytestmark = pytest.mark.timeout(1800)
-HOW = Ifp(units=24, predictor="first-1", calibration_rows=30, subnetworks=2, anneal=0.5)
+HOW = Ifp(units=24, predictor="first-1", calibration_rows=30, subnetworks=2, anneal=0.5, predictor_learning_rate=3e-2)
 STUDENT = Student(
     name="ifp", epochs=6, batch_tokens=640, micro_tokens=256, learning_rate=3e-3, checkpoint_steps=4, max_length=100,
     ifp=HOW,
@@ -59,8 +59,10 @@ def test_what_comes_out_is_a_routed_model(whole: Any, teacher: Path) -> None:
     model = out / "model"
     reader = predictor.load(model / "predictor")
     assert tuple(reader.about)[:3] == (2, 128, 24) and subnetwork.shape(model / "whole") == (2, 128)
-    for number in range(2):
-        small = AutoModelForCausalLM.from_pretrained(model / "subnetworks" / str(number))
+    numbers = sorted(path.name for path in (model / "subnetworks").iterdir())
+    assert numbers == ["0", "1"][: len(numbers)] and numbers
+    for number in numbers:
+        small = AutoModelForCausalLM.from_pretrained(model / "subnetworks" / number)
         assert small.config.intermediate_size == 24 and AutoTokenizer.from_pretrained(model) is not None
     assert told["parameters"] == sum(p.numel() for p in small.parameters())
     assert {"units": 24, "units_before": 128}.items() <= told.items() and 0 < told["shared"] <= 1

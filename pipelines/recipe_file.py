@@ -157,6 +157,10 @@ def _anchor(content: dict[str, Any], folder: Path) -> None:
     written = content.get("generate")
     if isinstance(written, dict) and written.get("rationale_prompt") not in (None, *few_shot.PACKAGED):
         written["rationale_prompt"] = anchored(written["rationale_prompt"], always=True)
+    for student in content.get("student", []) if isinstance(content.get("student"), list) else []:
+        how = student.get("ifp") if isinstance(student, dict) else None
+        if isinstance(how, dict):
+            how |= {key: anchored(how[key], always=key == "text") for key in {"text", "predictor"} & how.keys()}
     tasks = content.get("evaluate", {}).get("lm_eval", []) if isinstance(content.get("evaluate"), dict) else []
     if isinstance(tasks, list) and tasks:
         # a number of examples may follow the name: tasks/mine.yaml:5

@@ -14,6 +14,7 @@ from cluster import secrets, storage
 from pipelines import few_shot, reference
 from pipelines.recipe import NAMED_SETS, Recipe
 from pipelines.recipe_file import BadInput, check
+from pipelines.student import BUILT_IN
 
 CODE = Path(__file__).parents[1]
 ROOMS = ("cluster", "serving", "pipelines")
@@ -84,6 +85,11 @@ def _moved(recipe: Recipe, shipped: Callable[..., str]) -> Recipe:
                 dataset[key] = shipped(dataset[key])
     if is_path(content["generate"]["rationale_prompt"], tuple(few_shot.PACKAGED)):
         content["generate"]["rationale_prompt"] = shipped(content["generate"]["rationale_prompt"])
+    for how in (student["ifp"] for student in content["student"] if student["ifp"]):
+        if is_path(how["text"]):
+            how["text"] = shipped(how["text"])
+        if not re.fullmatch(BUILT_IN, how["predictor"]) and Path(how["predictor"]).exists():  # else one of the hub's
+            how["predictor"] = shipped(how["predictor"])
     tasks = []
     for task in content["evaluate"]["lm_eval"]:
         path, examples = re.fullmatch(r"(.*?)(:\d+)?", task).groups()  # type: ignore[union-attr]

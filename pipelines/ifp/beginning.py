@@ -5,6 +5,7 @@ from typing import Any
 
 from pipelines import conversations, prompts
 from pipelines.ifp import reading
+from pipelines.objectives import LABEL
 from pipelines.recipe_file import BadInput
 from pipelines.student import Student
 from pipelines.training import batches, packs
@@ -36,6 +37,8 @@ def begin(
         except ValueError as error:
             raise BadInput(f"student {student.name}: {error}") from error
         partial.rename(folder)
+    if len(asked(student, teacher, rows, folder)) < 2 and how.mask == "prompt":  # asked for when training is over
+        raise BadInput(f"student {student.name}: units are chosen by prompts; give two rows at least")
     return folder, reading.of(folder) if how.mask == "prompt" else None
 
 
@@ -53,24 +56,32 @@ def texts(student: Student, teacher: Path, seed: int, storage: Path, reads: read
     return [packs.write(teacher, str(file), once, seed, storage / "texts", reads=reads).folder]
 
 
-def asked(student: Student, model: Path, rows: str) -> list[tuple[str, str]]:
-    """(family, prompt as the predictor reads it) of calibration rows. `model`: whose chat template makes the text."""
+def asked(student: Student, model: Path, rows: str, chooser: Path) -> list[tuple[str, str]]:
+    """(family, prompt as the predictor in `chooser` reads it) of calibration rows that ask for a label, as users do.
+    `model`: whose chat template makes the text. Without those that the predictor cannot read: they may be among the
+    rows that are too long to be learned. None where prompts do not choose."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
-    some = _calibration(student, rows)
-    return [(row.get("family") or "", prompts.text(tokenizer, reading.asked(_messages(row)))) for row in some]
+    if not student.ifp or student.ifp.mask != "prompt":
+        return []
+    tokenizer, reads = AutoTokenizer.from_pretrained(model, local_files_only=True), reading.of(chooser)
+    some = _calibration(student, rows, labels=True)
+    told = [(row.get("family") or "", prompts.text(tokenizer, reading.asked(_messages(row)))) for row in some]
+    return [(family, text) for family, text in told if reading.fits(reads, text)]
 
 
-def _calibration(student: Student, rows: str) -> list[dict[str, Any]]:
-    """Rows spread evenly over the file, as many as `ifp.calibration_rows`."""
+def _calibration(student: Student, rows: str, labels: bool = False) -> list[dict[str, Any]]:
+    """Rows spread evenly over the file, as many as `ifp.calibration_rows`; `labels`: of those whose target is one."""
     import io
 
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     from cluster import storage
 
     table = pq.read_table(io.BytesIO(storage.read(rows)))
+    if labels and "task" in table.column_names:
+        table = table.filter(pc.equal(pc.fill_null(table["task"].cast("string"), LABEL), LABEL))
     wanted = student.ifp.calibration_rows if student.ifp else 0
     some = min(wanted, len(table))
     return table.take([at * len(table) // some for at in range(some)]).to_pylist()

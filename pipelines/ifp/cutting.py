@@ -6,6 +6,7 @@ rows; where one mask is for all, one dense checkpoint.
 
 import json
 import os
+import shutil
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,9 +24,12 @@ from serving import predictor
 TABLE = "masks.json"
 
 
-def cut(how: Ifp, whole: Path, chooser: Path, asked: Sequence[tuple[str, str]], seed: int, out: Path) -> dict[str, Any]:
+def cut(
+    how: Ifp, whole: Path, chooser: Path, asked: Sequence[tuple[str, str]], seed: int, out: Path, base: str = ""
+) -> dict[str, Any]:
     """Write `out`/model from the trained model `whole` and what chooses its units, and where prompts choose,
-    `out`/masks.json: how their masks differ. `asked`: (task, prompt as the predictor reads it) of calibration rows.
+    `out`/masks.json: how their masks differ. `asked`: (task, prompt as the predictor reads it) of calibration rows;
+    `base`: what cards call the model.
 
     Where fewer prompts than `ifp.subnetworks` differ in their units, there are fewer sub-networks. Returns what a
     report tells of it. ValueError as in routed.write and subnetwork.export."""
@@ -33,7 +37,7 @@ def cut(how: Ifp, whole: Path, chooser: Path, asked: Sequence[tuple[str, str]], 
         scores = choosers.scores(chooser)
         static = how.mask == "static"
         mask = masks.mask(scores, how.units, how.temperature[1]) if static else units.top(scores, how.units)
-        subnetwork.export(whole, mask, out / "model")
+        subnetwork.export(whole, mask, out / "model", base)
         return {"units": how.units, "units_before": mask.shape[1]}
     reader = predictor.load(chooser)
     found = routed.masks_of(reader, [prompt for _, prompt in asked])
@@ -45,11 +49,20 @@ def cut(how: Ifp, whole: Path, chooser: Path, asked: Sequence[tuple[str, str]], 
             f"so there are {different} sub-networks in place of ifp.subnetworks = {how.subnetworks}"
         )
     number = min(how.subnetworks, different)
-    written = routed.write(out / "model", whole, reader, [prompt for _, prompt in asked], number, seed, copy=os.link)
+    texts = [prompt for _, prompt in asked]
+    written = routed.write(out / "model", whole, reader, texts, number, seed, base, copy=_linked)
     table |= {"sizes": written.sizes, "shared": written.shared}
     (out / TABLE).write_text(json.dumps(table, indent=1) + "\n", encoding="utf8")
     told = ("units", "units_before", "overlap", "variance", "unused", "shared")
     return {name: table[name] for name in told}
+
+
+def _linked(source: str, target: str) -> None:
+    """The file under another name, which takes no room; where a file system has no such names, a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def described(found: Tensor, tasks: Sequence[str]) -> dict[str, Any]:

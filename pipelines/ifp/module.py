@@ -85,33 +85,40 @@ class Masked(ByToken):
         fixed = isinstance(self.chooser, Static) and self.chooser.fixed
         made = units.top(scores.detach(), at.units) if fixed else masks.mask(scores, at.units, at.temperature)
         self._count(made, shares)
-        guide = self.how.guidance * at.ahead if self.training and not fixed else 0.0
+        guided = self.training and not fixed and shares is not None
+        guide = self.how.guidance * at.ahead if guided else 0.0
         if guide:
             self._watch(rows, len(scores))
         self._held.enter_context(units.masked(self.model, made.transpose(0, 1), rows))
         nats = super().forward(input_ids, labels, **packed)
-        if not guide or shares is None:
+        if not guide:
             return nats
+        assert shares is not None
         loss = self._guidance(scores, shares)
         self._guided += float(loss.detach())
         return _Beside.apply(nats, loss * guide)
 
     def figures(self) -> dict[str, float]:
-        """Of the masks since the last call, over all ranks: `units` and `temperature`, `guidance` (mean squared error
-        of the scores), and where prompts choose, `mask_overlap`, the mean share of units that two prompts have in
-        common (masks.overlap), and `mask_variance`, of a unit over prompts, as a share of the most there can be."""
+        """Of the masks of training since the last call, over all ranks: `units` and `temperature`, `guidance` (mean
+        squared error of the scores), and where prompts choose, `mask_overlap`, the mean share of units that two prompts
+        have in common (masks.overlap; not while all are on), and `mask_variance`, of a unit over prompts, as a share of
+        the most there can be. Every rank calls it after the same steps, with or without rows in them."""
         used, guided = self._used, self._guided
         self._used, self._guided = None, 0.0
         told = {"units": float(self.annealing.units), "temperature": self.annealing.temperature}
-        if used is None or isinstance(self.chooser, Static):
+        if isinstance(self.chooser, Static):
             return told
-        sums = torch.cat([used.flatten().double(), torch.tensor([guided], device=used.device)])
+        if used is None:  # a rank without a row in this step, whom the others wait for all the same
+            used = torch.zeros(self.blocks * self.width + 1, device=next(self.parameters()).device)
+        sums = torch.cat([used.double(), torch.tensor([guided], device=used.device)])
         if dist.is_initialized():
             dist.all_reduce(sums)
         counts, number = sums[:-2].view(self.blocks, self.width), float(sums[-2])
+        if not number:
+            return told
         told["guidance"] = float(sums[-1])
-        often, on = counts / max(number, 1), self.annealing.units
-        if number > 1:
+        often, on = counts / number, self.annealing.units
+        if number > 1 and on < self.width:
             pairs = (often.square().sum(-1) / on * number - 1) / (number - 1)
             told["mask_overlap"] = float(pairs.mean())
         most = on / self.width * (1 - on / self.width)
@@ -127,8 +134,9 @@ class Masked(ByToken):
         rows = none if given["mask_rows"] is None else given["mask_rows"]
         if isinstance(self.chooser, Static):
             return shares, self.chooser(), none
-        if ids is None:
-            ids, cu = input_ids[:, :1], torch.tensor([0, 1], dtype=torch.int32, device=input_ids.device)
+        if ids is None:  # a token that every vocabulary has: padding is the large model's
+            ids = torch.zeros_like(input_ids[:, :1])
+            cu = torch.tensor([0, 1], dtype=torch.int32, device=ids.device)
         sizes = cu.diff()
         positions = torch.cat([torch.arange(size, device=ids.device) for size in sizes.tolist()])[None]
         last = cu[1:].long() - 1
@@ -136,7 +144,7 @@ class Masked(ByToken):
         return shares, self.chooser(torch.zeros_like(last), last, **inputs), rows
 
     def _count(self, made: Tensor, shares: Tensor | None) -> None:
-        if shares is None:
+        if shares is None or not self.training:
             return
         counts = torch.cat([(made.detach() != 0).sum(0).flatten(), torch.tensor([len(made)], device=made.device)])
         self._used = counts if self._used is None else self._used + counts

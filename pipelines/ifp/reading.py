@@ -34,11 +34,20 @@ def chunks(reads: Reads, tokenizer: Any, ids: Sequence[int], chunk: int) -> list
     """The predictor's tokens of each chunk of `chunk` of a document's `ids` but the last, which chooses no units.
 
     ValueError as in `prompt`. Where the model's tokenizer is another one, chunks go as text."""
-    own = _tokenizer(reads.folder)
     parts = [list(ids[at : at + chunk]) for at in range(0, len(ids) - chunk, chunk)]
-    if own.get_vocab() == tokenizer.get_vocab() and chunk <= reads.longest:
+    if _alike(reads.folder, tokenizer) and chunk <= reads.longest:
         return parts
+    own = _tokenizer(reads.folder)
     return [predictor.encode(own, tokenizer.decode(part), reads.longest) for part in parts]
+
+
+def fits(reads: Reads, text: str) -> bool:
+    """Whether the predictor can read `text`."""
+    try:
+        predictor.encode(_tokenizer(reads.folder), text, reads.longest)
+    except ValueError:
+        return False
+    return True
 
 
 def of(folder: Path) -> Reads:
@@ -46,7 +55,13 @@ def of(folder: Path) -> Reads:
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    return Reads(str(folder), predictor.longest(config, _tokenizer(str(folder))))
+    return Reads(str(folder.resolve()), predictor.longest(config, _tokenizer(str(folder))))
+
+
+@lru_cache(2)
+def _alike(folder: str, tokenizer: Any) -> bool:
+    """Whether the tokens are the same; a large vocabulary takes a tenth of a second."""
+    return _tokenizer(folder).get_vocab() == tokenizer.get_vocab()
 
 
 @lru_cache(2)

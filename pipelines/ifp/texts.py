@@ -45,6 +45,11 @@ def windows(student: Student, tokenizer: Any) -> Iterator[tuple[str, str]]:
     how = student.ifp
     if not how or not how.text:
         return
+    if not tokenizer.is_fast:
+        raise BadInput(
+            f"student {student.name}: ifp.text is cut where tokens end, and this model's tokenizer "
+            f"({type(tokenizer).__name__}) does not tell; give a model with a tokenizer.json, or leave ifp.text out"
+        )
     left = how.text_tokens
     for number, row in files.rows(how.text):
         if isinstance(row, str) or not isinstance(row.get(COLUMN), str):

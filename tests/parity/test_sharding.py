@@ -12,16 +12,20 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from transformers import AutoModel, LlamaConfig
 
 from pipelines import models, recipe_file
+from pipelines.ifp.module import Masked
 from pipelines.planning import architecture, memory
 from pipelines.planning.assumptions import Assumptions
 from pipelines.recipe import Recipe
 from pipelines.student import Student
 from pipelines.training import loading, losses, parallel
+from serving.predictor import RANK, About, Predictor
 from tests.parity.test_plan_numbers import built, count
 
-REAL = [name for name in recipe_file.names() if recipe_file.load(name).cluster.gpu]
+LOADED = {name: recipe_file.load(name) for name in recipe_file.names()}
+REAL = [name for name, one in LOADED.items() if one.cluster.gpu and not any(s.ifp for s in one.student)]
 
 
 @pytest.fixture(params=REAL)
@@ -63,3 +67,25 @@ def test_what_is_sharded_is_what_the_plan_counts(recipe: Recipe) -> None:
 def test_students_differ_in_nothing_that_sharding_sees(recipe: Recipe) -> None:
     seen = {(s.lora_rank, s.activation_checkpointing, s.micro_tokens, s.max_length) for s in recipe.student}
     assert len(seen) == 1 and all(s.lora_rank for s in recipe.student)
+
+
+@pytest.mark.parametrize("recipe", ["ifp-9b-3b"], indirect=True)
+def test_a_predictor_is_sharded_beside_the_model(recipe: Recipe) -> None:
+    """Its two maps in groups of their own, which compute in fp32; the whole teacher is trained."""
+    student = recipe.student[0]
+    assert student.ifp
+    config = models.describe(recipe.teacher.model).config
+    a = architecture.read(config, "")
+    with torch.device("meta"):
+        lm = AutoModel.from_config(
+            LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=1, vocab_size=99)
+        )
+        predictor = Predictor(lm, About(a.layers, a.intermediate, student.ifp.units, 0.1))
+    mesh = init_device_mesh("cpu", (recipe.cluster.workers,))
+    made = parallel.parallelize(Masked(built(config, a.layers), predictor, student.ifp), mesh, True)
+    groups = [module for module in made.modules() if isinstance(module, FSDPModule)]
+    assert len(groups) == a.layers + 3 and {id(predictor.down), id(predictor.up)} < {id(group) for group in groups}
+    head = 64 * RANK + RANK + (RANK + 1) * a.layers * a.intermediate
+    assert count(made.parameters()) == a.parameters() + count(lm.parameters()) + head
+    planned = memory.training(a, a.layers, student, 1, 8, 1, Assumptions(), None).parts
+    assert memory.MASTER * a.parameters() / 8 == planned["parameters"] and planned["mask predictor"] > 16 * head / 8

@@ -17,6 +17,7 @@ EXAMPLES = (
     "Examples: `regrow serve runs/quickstart` · `regrow serve runs/quickstart --only teacher --only sdd` · "
     "`regrow serve models/llama small=models/llama-6-layers --max-model-len 4096` · "
     "`regrow serve models/llama --adapter sql=adapters/sql --adapters-at s3://bucket/adapters` · "
+    "`regrow serve ifp=models/routed --warm-subnetworks 2` · "
     "`regrow serve runs/quickstart --min-replicas 0 --max-replicas 4` · "
     "`regrow serve runs/quickstart --host 0.0.0.0 --keys keys.txt --tls-cert cert.pem --tls-key key.pem` · "
     "`regrow serve runs/quickstart --access-log access.jsonl` · "
@@ -44,6 +45,12 @@ AccessLog = Annotated[
 Keyless = Annotated[bool, Opt("--without-keys", help="Let anybody in who reaches --host.")]
 Length = Annotated[int | None, Opt("--max-model-len", help="Longest prompt plus answer in tokens.")]
 Seats = Annotated[int | None, Opt("--max-num-seqs", help="Requests that an engine works on at once.")]
+Warm = Annotated[
+    int | None, Opt("--warm-subnetworks", help="Sub-networks of a routed model with engines at rest; others wake up.")
+]
+PredictorGpus = Annotated[
+    float | None, Opt("--predictor-gpus", help="Share of a GPU for a routed model's mask predictor; 0: it runs on CPU.")
+]
 Threads = Annotated[int | None, Opt("--cpu-threads", help="Threads of an engine without a GPU; 0: one a core.")]
 Queue = Annotated[int | None, Opt(help="Requests that may wait for each model; more get 429 and when to try again.")]
 Answer = Annotated[int | None, Opt("--max-output-tokens", help="Longest answer that a request may ask for.")]
@@ -71,7 +78,7 @@ def serve(
     max_num_seqs: Seats = None, queue: Queue = None, max_output_tokens: Answer = None, timeout_seconds: Timeout = None,
     dtype: Dtype = None, tensor_parallel: Parallel = None, adapter: Adapters = None,
     adapters_at: AdaptersAt = None, max_lora_rank: Rank = None, cpu_threads: Threads = None, address: Address = None,
-    write_config: Config = None,
+    warm_subnetworks: Warm = None, predictor_gpus: PredictorGpus = None, write_config: Config = None,
 ) -> None:  # fmt: skip
     """Serve the models of a run, or any others, behind an OpenAI-compatible endpoint until Ctrl-C."""
     from cluster.session import session
@@ -83,6 +90,7 @@ def serve(
              "max_num_seqs": max_num_seqs, "queue": queue, "max_output_tokens": max_output_tokens,
              "timeout_seconds": timeout_seconds, "dtype": dtype, "tensor_parallel": tensor_parallel,
              "max_lora_rank": max_lora_rank, "cpu_threads": cpu_threads,
+             "warm_subnetworks": warm_subnetworks, "predictor_gpus": predictor_gpus,
              "keys": keys and str(keys.resolve()), "access_log": access_log and str(access_log.resolve())}  # fmt: skip
     asked = _endpoint(recipe, what, only or [], adapter or [], adapters_at or [], given)
     http = _http(recipe, host, port, _tls(tls_cert, tls_key))
@@ -93,7 +101,7 @@ def serve(
         return
     there = recipe.cluster if recipe else Cluster()
     with session(address or there.address, there.cpus, there.gpus):
-        engine.check_room(len(asked.models) * asked.min_replicas, asked.tensor_parallel)
+        engine.check_room(sum(map(asked.least, asked.models)), asked.tensor_parallel)
         endpoint.serve_forever(asked, http)
 
 
@@ -102,6 +110,7 @@ def _run(words: list[str]) -> "Recipe | None":
     from cluster import storage
     from pipelines import models
     from pipelines.recipe_file import BadInput, remembered
+    from serving import routed
 
     if len(words) > 1 or "=" in words[0]:
         return None
@@ -110,7 +119,7 @@ def _run(words: list[str]) -> "Recipe | None":
     except BadInput:
         word = words[0]
         hub = models.on_hub(word) and not word.startswith("runs/")
-        if word == "tiny" or hub or storage.exists(storage.join(word, "config.json")):
+        if word == "tiny" or hub or storage.exists(storage.join(word, "config.json")) or routed.is_routed(word):
             return None
         raise
 

@@ -6,31 +6,39 @@ from typing import Any
 from cluster import storage
 from pipelines import models
 from pipelines.recipe import Recipe
-from serving import engine
+from serving import engine, routed
 from serving.settings import Adapter, Bounds, Endpoint
 
 LONGEST = 8192  # tokens, where nobody says how long prompt and answer may be: the room for them is taken at the start
 
 
 def of_run(recipe: Recipe, paths: dict[str, Path], **given: Any) -> Endpoint:
-    """The endpoint for models of a run ({name: checkpoint}) as its recipe says, but for what is `given`."""
+    """The endpoint for models of a run ({name: checkpoint, or routed model}) as its recipe says, but for what is
+    `given`. Raises ValueError for a routed model whose parts do not fit."""
     lengths = {name: getattr(recipe.teacher, name) for name in ("max_model_len", "dtype", "tensor_parallel")}
     bounds = recipe.serve.model_dump(include=set(Bounds.model_fields))
     named = {name: str(path.resolve()) for name, path in paths.items()}
-    return Endpoint.model_validate({"models": named, **lengths, **bounds, **given})
+    return routed.expanded(Endpoint.model_validate({"models": named, **lengths, **bounds, **given}))
 
 
 def of_models(words: list[str], **given: Any) -> Endpoint:
-    """The endpoint for models that are named `NAME=WHERE` or `WHERE`: a Hugging Face checkpoint directory, an id on the
-    hub, `tiny`, or an s3:// URL. Raises ValueError."""
+    """The endpoint for models that are named `NAME=WHERE` or `WHERE`: a Hugging Face checkpoint directory or that of a
+    routed model, an id on the hub, `tiny`, or an s3:// URL. Raises ValueError."""
     named: dict[str, str] = {}
     for word in words:
         name, where = _named(word)
         if name in named:
             raise ValueError(f"two models are called {name!r}; say NAME=DIRECTORY for one of them")
-        named[name] = where if storage.on_s3(where) else str(models.resolve(where).resolve())
-    given = {"max_model_len": min([LONGEST, *map(_length, named.values())])} | given
-    return Endpoint.model_validate({"models": named, **given})
+        named[name] = where if storage.on_s3(where) else str(_resolved(where).resolve())
+    every, chosen = routed.spread(named)
+    given = {"max_model_len": min([LONGEST, *map(_length, every.values())])} | given
+    return Endpoint.model_validate({"models": every, "routed": chosen, **given})
+
+
+def _resolved(where: str) -> Path:
+    """The local directory of a model. Raises ValueError as `models.resolve`."""
+    path = Path(where).expanduser()
+    return path if routed.is_routed(str(path)) else models.resolve(where)
 
 
 def _named(word: str) -> tuple[str, str]:

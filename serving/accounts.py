@@ -1,5 +1,6 @@
 """What came through an endpoint: figures for Prometheus, and a line of JSON a request. No prompt, answer or key."""
 
+import collections
 import json
 import logging
 import time
@@ -23,7 +24,9 @@ SHOWN = 100  # characters of a path
 
 class Visit:
     """One request, and the `send` that it is answered through. `key` is the name of its key, `model` one that is served
-    here; `places` as the gate counts them. It stands in the request's scope under `VISIT`."""
+    here; `places` as the gate counts them, `held` those that it takes now, by model. `move(models)` has it take its
+    places in the queues of other models, and says whether there was room. It stands in the request's scope under
+    `VISIT`."""
 
     def __init__(self, scope: Scope, send: Send, tokens: Counter) -> None:
         scope[VISIT] = self
@@ -32,6 +35,8 @@ class Visit:
         self.method, self.path = scope["method"], scope["path"][:SHOWN]
         self.key = self.model = ""
         self.places, self.status, self.whole = 0, LEFT, False
+        self.held = collections.Counter[str]()
+        self.move: Callable[[collections.Counter[str]], bool] = lambda models: True
         self.first: float | None = None
 
     async def send(self, message: Message) -> None:

@@ -8,7 +8,7 @@ from ray.llm._internal.common.callbacks.base import CallbackBase
 
 from cluster import copies, storage
 from cluster.session import SERVE_ENVIRONMENT
-from serving import adapters, engine, scaling, status
+from serving import adapters, choosing, engine, routed, scaling, status
 from serving.deployments import PREFIX, Deployments, deployment_name
 from serving.gate import Gate, Limits
 from serving.settings import Endpoint
@@ -33,7 +33,7 @@ class LocalModel(CallbackBase):
 def build(endpoint: Endpoint) -> Any:
     """The Serve application of `endpoint`, as Serve calls it with the `args` of a config file whose `import_path` is
     `serving.app:build`."""
-    return application(endpoint)
+    return application(routed.expanded(endpoint))
 
 
 def application(endpoint: Endpoint, tries: int = 3) -> Any:
@@ -60,7 +60,7 @@ def application(endpoint: Endpoint, tries: int = 3) -> Any:
     deployment: Any = serve.deployment(
         ingress,
         num_replicas=1,
-        max_ongoing_requests=2 * (bounds.seats + bounds.waiting) * len(configs) + 64,  # room to refuse at once
+        max_ongoing_requests=2 * (bounds.seats + bounds.waiting) * len(endpoint.engines) + 64,  # room to refuse at once
         # Its successor takes the new requests meanwhile.
         graceful_shutdown_timeout_s=endpoint.timeout_seconds,
         graceful_shutdown_wait_loop_s=0.1,
@@ -68,11 +68,35 @@ def application(endpoint: Endpoint, tries: int = 3) -> Any:
         ray_actor_options={"num_cpus": 0.1, "runtime_env": {"env_vars": ENVIRONMENT}},
         logging_config=LOGGING,
     )
+    first = {name: endpoint.subnetworks(name)[0] for name in endpoint.routed}
+    engines = {name: first.get(model, model) for name, model in endpoint.engines.items()}
     return deployment.bind(
-        llm_deployments={name: deployed[model] for name, model in endpoint.engines.items()},
-        model_cards={name: to_model_metadata(name, configs[model]) for name, model in endpoint.engines.items()},
+        llm_deployments={name: deployed[model] for name, model in engines.items()},
+        model_cards={name: to_model_metadata(name, configs[model]) for name, model in engines.items()},
         lora_paths=endpoint.adapters_at,
+        choosers={name: _chooser(endpoint, name, tries) for name in endpoint.routed},
+        first=first,
     )
+
+
+def _chooser(endpoint: Endpoint, name: str, tries: int) -> Any:
+    """The deployment that chooses for a routed model; one replica of it is always there."""
+    from ray import serve
+
+    bounds = endpoint.model_copy(update={"max_num_seqs": choosing.AT_ONCE})
+    # Threads that wait for the next prompt must not turn in circles on an engine's cores.
+    environment = ENVIRONMENT | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "PASSIVE"}
+    gpus, where = endpoint.predictor_gpus, endpoint.routed[name]
+    deployment: Any = serve.deployment(
+        choosing.Chooser,
+        name=choosing.deployment_name(name),
+        **scaling.options(bounds, 1),
+        max_constructor_retry_count=tries,
+        ray_actor_options={"num_cpus": 0.1, "num_gpus": gpus, "runtime_env": {"env_vars": environment}},
+        logging_config=LOGGING,
+    )
+    dtype = endpoint.dtype if endpoint.dtype != "auto" else "bfloat16" if gpus else "float32"  # as engines have it
+    return deployment.bind(where, name, endpoint.cpu_threads, gpus > 0, dtype)
 
 
 def config(endpoint: Endpoint, name: str, gpu: bool | None = None) -> Any:
@@ -101,7 +125,7 @@ def config(endpoint: Endpoint, name: str, gpu: bool | None = None) -> Any:
         log_engine_metrics=False,
         callback_config={"callback_class": LocalModel, "callback_kwargs": {"copies": copied}},
         deployment_config={
-            **scaling.options(endpoint),
+            **scaling.options(endpoint, endpoint.least(name)),
             "ray_actor_options": {"num_cpus": 0.1},
             "logging_config": LOGGING,
         },
@@ -130,7 +154,9 @@ def _gated_fastapi(endpoint: Endpoint, bounds: Limits) -> Any:
     app = init()
     app.user_middleware = [m for m in app.user_middleware if m.cls is not CORSMiddleware]
     app.user_middleware.append(Middleware(Faults))  # met last
-    engines = Deployments({name: deployment_name(name) for name in endpoint.models}, endpoint.min_replicas == 0)
+    names = {name: deployment_name(name) for name in endpoint.models}
+    names |= {name: choosing.deployment_name(name) for name in endpoint.routed}
+    engines = Deployments(names, frozenset(name for name in endpoint.models if not endpoint.least(name)))
     app.add_api_route("/health", engines.health, methods=["GET", "HEAD"], include_in_schema=False)
     app.add_api_route("/", status.page, methods=["GET", "HEAD"], include_in_schema=False)
     files = {"keys_file": endpoint.keys, "log": endpoint.access_log}

@@ -26,10 +26,10 @@ class State(NamedTuple):
 
 
 class Deployments:
-    """`names`: model → its deployment in this application. `resting`: a model is ready without an engine, unless one
-    failed: the next request starts it."""
+    """`names`: model → its deployment in this application. `resting`: models that are ready without an engine, unless
+    one failed: the next request starts it."""
 
-    def __init__(self, names: dict[str, str], resting: bool = False) -> None:
+    def __init__(self, names: dict[str, str], resting: frozenset[str] = frozenset()) -> None:
         self.names, self.resting = names, resting
         self._until, self._states = 0.0, dict[str, State]()
         self._asking: asyncio.Task[None] | None = None
@@ -55,7 +55,9 @@ class Deployments:
         from fastapi.responses import JSONResponse
 
         states = await self.states()
-        ready = bool(states) and all(one.running or (self.resting and not one.failed) for one in states.values())
+        ready = bool(states) and all(
+            one.running or (model in self.resting and not one.failed) for model, one in states.items()
+        )
         return JSONResponse({"status": "ready" if ready else "not ready"}, 200 if ready else 503)
 
     def _asked(self) -> dict[str, State]:

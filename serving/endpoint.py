@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from serving import routed
 from serving.listening import Http, check_port
 from serving.settings import Endpoint
 
@@ -25,8 +26,10 @@ def endpoint(what: Endpoint, http: Http) -> Iterator[str]:
     """Serve `what` inside a Ray session at `http`; yields `http://host:port/v1` once every model runs (those that may
     have no engine start at their first request), and shuts Serve down at the end.
 
-    Raises OSError where the port is taken, RuntimeError where an engine does not start."""
+    Raises OSError where the port is taken, ValueError for a routed model whose parts do not fit, RuntimeError where an
+    engine does not start."""
     check_port(http.host, http.port)
+    what = routed.expanded(what)
     import ray
 
     if not ray.is_initialized():
@@ -41,7 +44,7 @@ def endpoint(what: Endpoint, http: Http) -> Iterator[str]:
         serve.start(proxy_location="HeadOnly", http_options=http.options(), logging_config=app.LOGGING)
         _run(application, list(what.models))
         open_to_all = what.keys is None and http.tls is None  # with keys no answer is to be had without one
-        for name in what.models if open_to_all and what.min_replicas else ():
+        for name in filter(what.least, what.models) if open_to_all else ():
             _wait(http.base_url(), name)
         yield http.base_url()
     finally:
@@ -71,8 +74,10 @@ def serve_forever(what: Endpoint, http: Http) -> None:
 
     previous = signal.signal(signal.SIGTERM, terminated)  # Ray's own handler would leave with another status
     try:
-        each = what.min_replicas
+        each, resting = what.min_replicas, [name for name in what.models if not what.least(name)]
         how = f"{each} engine(s) each" if each else "no engine before the first request"
+        if each and resting:
+            how += f", but none of {', '.join(resting)} before the first request for it"
         print(f"starting {len(what.models)} model(s): {', '.join(what.models)}, {how} …", flush=True)
         with endpoint(what, http) as base_url:
             print(how_to_ask(base_url, list(what.engines), what.keys is not None), flush=True)

@@ -8,6 +8,7 @@ import logging
 import time
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ class Gate:
         self.keys = keys.KeysFile(keys_file) if keys_file else None
         self.rates = rates.Rates()
         self.here: Counter[str] = Counter()  # model → places taken
+        self.room = limits.seats + limits.waiting  # a model's places
         self.accounts = Accounts(tuple(dict.fromkeys(models.values())), self.here.__getitem__, log)
         self.held = 0  # bytes of bodies
         self.warned = ""
@@ -100,6 +102,7 @@ class Gate:
             asked = bodies.parsed(body)
             visit.model = self._meant(asked, key)
             visit.places = self._admitted(asked, visit.model, scope["path"], key)
+            visit.move = partial(self._moved, visit)
             del asked
             replay = bodies.again(body, receive)
             del body  # a request that waits holds it once
@@ -132,10 +135,9 @@ class Gate:
     def _admitted(self, asked: dict[str, Any], model: str, path: str, key: keys.Key | None) -> int:
         """How many places in its model's queue the request takes, once nothing speaks against it. Raises Refused."""
         samples, tokens = bodies.sizes(asked, path, self.limits.output_tokens, self.limits.samples)
-        room = self.limits.seats + self.limits.waiting
-        if samples > room:
-            raise Refused(400, f"prompts times n are at most {room}", "invalid_value", "prompt")
-        if self.here[model] + samples > room:
+        if samples > self.room:
+            raise Refused(400, f"prompts times n are at most {self.room}", "invalid_value", "prompt")
+        if self.here[model] + samples > self.room:
             raise Refused(429, f"the queue of model {model} is full; try again", "queue_full", retry_after=1)
         if key and tokens:
             self.rates.take(key, "tokens", samples * tokens, time.monotonic())
@@ -159,7 +161,8 @@ class Gate:
     async def _through(self, scope: Scope, receive: Receive, visit: Visit) -> None:
         """Hand the request on, within the deadline; meanwhile it takes its places in the model's queue."""
         shaped = Shaped(visit.send)
-        self.here[visit.model] += visit.places
+        visit.held = Counter({visit.model: visit.places})
+        self.here.update(visit.held)
         try:
             async with asyncio.timeout(self.limits.seconds):
                 await self.app(scope, receive, shaped)
@@ -169,4 +172,13 @@ class Gate:
             late = Refused(504, f"no answer within {self.limits.seconds:g} s", "deadline_exceeded")
             await late.answer(visit.send)
         finally:
-            self.here[visit.model] -= visit.places
+            self.here.subtract(visit.held)
+
+    def _moved(self, visit: Visit, models: Counter[str]) -> bool:
+        """Have a request take its places in the queues of `models`, those that were chosen for it, if there is room."""
+        if any(self.here[model] + places > self.room for model, places in models.items()):
+            return False
+        self.here.subtract(visit.held)
+        self.here.update(models)
+        visit.held = models
+        return True

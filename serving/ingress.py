@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import Request, Response
 from jinja2 import TemplateError
 from ray.llm._internal.serve.core.configs.openai_api_models import (
+    ErrorResponse,
     ModelCard,
     ModelList,
     OpenAIHTTPException,
@@ -18,8 +19,8 @@ from ray.llm._internal.serve.core.ingress.utils import _sanitize_chat_completion
 from ray.llm._internal.serve.utils import server_utils
 from ray.serve.llm.ingress import OpenAiIngress
 
-from serving import adapters
-from serving.accounts import VISIT
+from serving import adapters, routing
+from serving.accounts import VISIT, Visit
 from serving.calls import CUT_OFF, Ending, cause, died
 from serving.counting import Counted
 
@@ -32,11 +33,14 @@ LONGEST = 300  # characters of a fault that its sender is told
 
 class Ingress(OpenAiIngress):
     """As Ray's, with other calls (serving.calls), tokens counted, messages tokenized. Adapters from S3 (`model:name`)
-    are known to be there before a handle is made for them, which stays."""
+    are known to be there before a handle is made for them, which stays. `choosers`: routed models → the deployments
+    that choose a sub-network (serving.choosing); `first`: routed models → the sub-network that tokenizes for them."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, choosers: dict[str, Any], first: dict[str, str], **kwargs: Any) -> None:
         server_utils.logger.addFilter(untold)
         super().__init__(*args, **kwargs)
+        self._choosers = {name: Ending(handle.options(stream=True)) for name, handle in choosers.items()}
+        self._first = first
 
     def _get_configured_serve_handle(self, model_id: str) -> Any:
         return Ending(super()._get_configured_serve_handle(model_id))
@@ -74,9 +78,44 @@ class Ingress(OpenAiIngress):
         return await super().tokenize(body, request)  # type: ignore[arg-type]  # the engine takes both
 
     async def _get_response(self, *, body: Any, call_method: str, raw_request: Any = None) -> AsyncGenerator[Any, None]:
+        name = body.model
+        if name in self._choosers:
+            body.model = self._first[name]
+        if name not in self._choosers or call_method not in routing.WRITING:
+            async for part in self._answer(body, call_method, raw_request):
+                yield part
+            return
+        if call_method == "chat":
+            body = _sanitize_chat_completion_request(body)
+        models = await self._chosen(name, body, raw_request.scope[VISIT])
+        if len(set(models)) == 1:
+            body.model = models[0]
+            async for part in self._answer(body, call_method, raw_request):
+                yield part
+            return
+        parts = routing.split(body, models)
+        replies = await asyncio.gather(*(self._whole(one, call_method, raw_request) for _, one in parts))
+        failed = next((reply for reply in replies if isinstance(reply, ErrorResponse)), None)
+        yield failed or routing.merged(name, [(at, one) for (at, _), one in zip(parts, replies, strict=True)])
+
+    async def _answer(self, body: Any, call_method: str, raw_request: Any) -> AsyncGenerator[Any, None]:
+        """The parts of the answer of the model `body` names, counted."""
         counted = Counted(body, raw_request.scope[VISIT])  # the gate's, which every request has passed
         async for part in super()._get_response(body=body, call_method=call_method, raw_request=raw_request):
             yield counted.part(part)
+
+    async def _whole(self, body: Any, call_method: str, raw_request: Any) -> Any:
+        return [part async for part in self._answer(body, call_method, raw_request)][-1]
+
+    async def _chosen(self, name: str, body: Any, visit: Visit) -> list[str]:
+        """The sub-network for each prompt of a request, whose places are in their queues then."""
+        models: list[str] = []
+        async for part in self._choosers[name].choose.remote(routing.asked(body)):
+            models = part
+        if not routing.moved(visit, models):
+            full = f"the queue of {' or '.join(sorted(set(models)))} is full; try again"
+            raise OpenAIHTTPException(429, full, "rate_limit_error")
+        return models
 
 
 class Faults:

@@ -26,7 +26,7 @@ logging.getLogger("werkzeug").setLevel(logging.WARNING)  # moto's every request 
 
 
 # Engines for minutes, at 1.5 GB each: one of these files after the other, from the start on.
-SERVING = ("test_serve_deployed", "test_serve_node", "test_serve", "test_scaling")
+SERVING = ("test_serve_deployed", "test_serve_node", "test_serve", "test_scaling", "test_routing")
 
 
 class Files(LoadFileScheduling):

@@ -39,21 +39,24 @@ def check(recipe: Recipe) -> None:
 def evaluate(
     recipe: Recipe, models: dict[str, Path], rows: list[dict[str, Any]], outs: dict[str, Artifact]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Score `models` ({name: checkpoint}) on the test records `rows`; at most `serve.models_at_a_time` are up
-    at once (on a GPU cluster, as many as its GPUs carry). Writes items.parquet, scores.json and lm_eval.json
+    """Score `models` ({name: checkpoint, or routed model}) on the test records `rows`; at most
+    `serve.models_at_a_time` engines are up at once (on a GPU cluster, as many as its GPUs carry), one for each
+    sub-network of a routed model, which are all up together. Writes items.parquet, scores.json and lm_eval.json
     into each model's artifact of `outs`, and yields (name, summary) as each is done.
 
     Raises OSError where the port is taken, RuntimeError where an engine does not start or dies."""
-    from serving import endpoint, engine
+    from serving import endpoint, engine, routed
 
     # Bounds for strangers, who are not let in: here a refused question would be a wrong answer.
+    needed = {name: routed.engines(str(path)) for name, path in models.items()}
     room = {"queue": max(recipe.serve.queue, recipe.evaluate.concurrency),
-            "min_replicas": 1, "max_replicas": 1,
+            "min_replicas": 1, "max_replicas": 1, "warm_subnetworks": max(needed.values()),
             "max_output_tokens": None, "max_body_bytes": 1 << 30, "timeout_seconds": 86_400.0}  # fmt: skip
     http = Http(port=recipe.serve.port)
-    names, step = list(models), engine.at_once(recipe.serve.models_at_a_time, recipe.teacher.tensor_parallel)
-    for start in range(0, len(names), step):
-        wave = {name: models[name] for name in names[start : start + step]}
+    most = engine.at_once(recipe.serve.models_at_a_time, recipe.teacher.tensor_parallel)
+    for names in waves(needed, most):
+        engine.check_room(sum(needed[name] for name in names), recipe.teacher.tensor_parallel)
+        wave = {name: models[name] for name in names}
         began = time.monotonic()
         say(f"evaluate: starting {', '.join(wave)}")
         with endpoint.endpoint(served.of_run(recipe, wave, **room), http) as base_url:
@@ -63,6 +66,18 @@ def evaluate(
                 with outs[name].writing() as out:
                     scored = score(recipe, base_url, name, path, rows, out)
                 yield name, scored | {"start_seconds": round(up, 1)}
+
+
+def waves(needed: dict[str, int], most: int) -> list[list[str]]:
+    """Models in their order, those together that are up together: at most `most` engines, or one model that needs more
+    by itself. `needed`: engines of each."""
+    found: list[list[str]] = []
+    for name, engines in needed.items():
+        if found and sum(needed[other] for other in found[-1]) + engines <= most:
+            found[-1].append(name)
+        else:
+            found.append([name])
+    return found
 
 
 def score(

@@ -28,12 +28,7 @@ class Shaped:
         """Data sets, their files' content, whether students need references, and the seed where rows are generated."""
         part = [d.model_dump(exclude={"source", "test_source"}) for d in self.recipe.dataset]
         named = [d.source for d in self.recipe.dataset if d.source in NAMED_SETS]
-        found = {}
-        for name, url in prepare.sources(self.recipe).items():
-            try:
-                found[name] = storage.digest(url)
-            except (OSError, ValueError, ImportError) as error:
-                raise ValueError(f"data file {url!r} cannot be read: {error}") from error
+        found = {name: _digest("data file", url) for name, url in prepare.sources(self.recipe).items()}
         shaping = {
             "dataset": part,
             "named": named,
@@ -68,9 +63,10 @@ class Shaped:
             return _record("train", FORMATS["train"], part, [cut, *rows], {})
         read = {"teacher": self.teacher}  # it starts from the whole teacher
         if student.ifp.text:
-            read["text"] = storage.digest(student.ifp.text)
+            read["text"], part["ifp"]["text"] = _digest("ifp.text", student.ifp.text), ""
         if not re.fullmatch(BUILT_IN, student.ifp.predictor):
             read["predictor"] = digest_of(models.resolve(student.ifp.predictor), WEIGHTS)
+            part["ifp"]["predictor"] = ""  # wherever it lies
         return _record("train", FORMATS["train"], part, rows, read)
 
     def evaluate(self, made: Artifact | None, data: Artifact) -> dict[str, Any]:
@@ -92,6 +88,13 @@ class Shaped:
 
     def _engine(self) -> dict[str, Any]:
         return self.recipe.teacher.model_dump(include={"max_model_len", "dtype"})
+
+
+def _digest(what: str, url: str) -> str:
+    try:
+        return storage.digest(url)
+    except (OSError, ValueError, ImportError) as error:
+        raise ValueError(f"{what} {url!r} cannot be read: {error}") from error
 
 
 def _record(

@@ -4,6 +4,7 @@ Interrupted at any instant, by the loss of a worker or of the driver, the same c
 last whole checkpoint to the same losses.
 """
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -15,8 +16,11 @@ from pipelines.ifp import beginning
 from pipelines.recipe import Recipe
 from pipelines.recipe_file import BadInput
 from pipelines.screen import say
-from pipelines.student import Student, objective_of
+from pipelines.student import Ifp, Student, objective_of
 from pipelines.training import checkpoints, fitting, notes, packs
+
+TOLD = "summary.json"
+BETWEEN = ("whole", "chooser")  # what masks are cut out of
 
 
 def train(
@@ -28,16 +32,32 @@ def train(
     the least loss over their labels are the ones that are kept.
 
     Needs a Ray session. Writes `out`/model, `out`/losses.jsonl, `out`/tensorboard and, for LoRA, `out`/adapter; of FFN
-    units that the prompt chooses, `out`/masks.json, and `out`/model is a routed model (ifp.routed). While it runs,
-    `out`/checkpoints, which every node must see. Tokens in losses.jsonl and in the summary are target tokens:
-    prompts carry no loss. `final_loss` is the mean over the last ten steps' tokens; `notes` are sentences on what went
-    wrong and was mended. Raises BadInput where the data cannot be trained on, and RuntimeError where the training
-    cannot go on."""
+    units that the prompt chooses, `out`/masks.json, and `out`/model is a routed model (ifp.routed); of any that are
+    chosen `out`/summary.json, what is returned. While it runs, `out`/checkpoints, which every node must see. Tokens in
+    losses.jsonl and in the summary are target tokens: prompts carry no loss. `final_loss` is the mean over the last ten
+    steps' tokens; `notes` are sentences on what went wrong and was mended. Raises BadInput where the data cannot be
+    trained on, and RuntimeError where the training cannot go on."""
+    if (out / TOLD).exists():  # a driver was killed while it tidied up
+        summary = json.loads((out / TOLD).read_text(encoding="utf8"))
+    else:
+        summary = _trained(recipe, student, pruned, rows, out, held)
+        if student.ifp:  # the trained model goes: from here on nobody could cut it again
+            partial = (out / TOLD).with_suffix(".part")
+            partial.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf8")
+            partial.replace(out / TOLD)
+    for folder in (out / name for name in (*BETWEEN, "checkpoints")):
+        if folder.exists():
+            shutil.rmtree(folder)
+    return summary
+
+
+def _trained(recipe: Recipe, student: Student, pruned: Path, rows: str, out: Path, held: str | None) -> dict[str, Any]:
     storage, seed = out / "checkpoints", recipe.seed if student.seed is None else student.seed
     storage.mkdir(parents=True, exist_ok=True)
     chooser, reads = beginning.begin(student, pruned, rows, seed, storage)
     before = beginning.texts(student, pruned, seed, storage, reads)
     given = packs.write(pruned, rows, student, seed, storage / "packs", reads=reads)
+    asked = beginning.asked(student, pruned, rows, reads)
     whole = student.model_copy(update={"long_rows": "drop"})
     chosen_by = packs.write(pruned, held, whole, seed, storage / "held", True, reads) if held else None
     trained = out / ("whole" if student.ifp else "model")
@@ -65,10 +85,8 @@ def train(
     summary = {**_summary(student, out, trained), **counts}
     _dress(recipe, student, pruned, summary, trained)
     if student.ifp:
-        summary |= _cut(student, rows, seed, out)
-    summary["notes"] = notes.notes(storage)
-    shutil.rmtree(storage)
-    return summary
+        summary |= _cut(student, asked, seed, out, _called(recipe.teacher.model))
+    return summary | {"notes": notes.notes(storage)}
 
 
 def check(recipe: Recipe, teacher: Path) -> None:
@@ -77,13 +95,16 @@ def check(recipe: Recipe, teacher: Path) -> None:
 
     Reads its config.json alone."""
     from pipelines import subnetwork
+    from pipelines.ifp import choosers
     from pipelines.training import loading
 
     model = loading.blank(teacher)
     for student in recipe.student:
         loading.targets(model, student)
         if student.ifp:
-            _, width = subnetwork.shape(teacher)
+            blocks, width = subnetwork.shape(teacher)
+            if student.ifp.mask == "prompt":
+                choosers.built_in(student.ifp.predictor, blocks)
             if student.ifp.units > width:
                 raise ValueError(
                     f"student {student.name}: ifp.units = {student.ifp.units}, but the teacher's blocks have {width} "
@@ -92,20 +113,16 @@ def check(recipe: Recipe, teacher: Path) -> None:
             subnetwork.check_width(student.ifp.units, recipe.teacher.tensor_parallel)
 
 
-def _cut(student: Student, rows: str, seed: int, out: Path) -> dict[str, Any]:
-    """Cut dense models out of `out`/whole, which goes; returns what there is to tell of them."""
+def _cut(student: Student, asked: list[tuple[str, str]], seed: int, out: Path, base: str) -> dict[str, Any]:
+    """Cut dense models out of `out`/whole; returns what there is to tell of them. `asked`: beginning.asked."""
     from pipelines.ifp import cutting
 
     assert student.ifp
-    if (out / "model").exists():  # of a driver that was killed in what follows
-        shutil.rmtree(out / "model")
-    asked = beginning.asked(student, out / "whole", rows)
-    told = cutting.cut(student.ifp, out / "whole", out / "chooser", asked, seed, out)
+    for left in (out / "model", *out.glob(".model.*")):  # of a driver that was killed in what follows
+        shutil.rmtree(left, ignore_errors=True)
+    told = cutting.cut(student.ifp, out / "whole", out / "chooser", asked, seed, out, base)
     first = out / "model" / "subnetworks" / "0"
-    told["parameters"] = _parameters(first if first.exists() else out / "model")
-    for folder in ("whole", "chooser"):
-        shutil.rmtree(out / folder)
-    return told
+    return told | {"parameters": _parameters(first if first.exists() else out / "model")}
 
 
 def _workers(recipe: Recipe, student: Student) -> int:
@@ -133,19 +150,31 @@ def _dress(recipe: Recipe, student: Student, pruned: Path, summary: dict[str, An
         shutil.copyfile(pruned / "generation_config.json", model / "generation_config.json")
     how = {
         "objective": objective_of(student.name),
-        **student.model_dump(exclude={"name", "seed", "compile"}),
+        **student.model_dump(exclude={"name", "seed", "compile", "ifp"}),
+        **(_masks(student.ifp) if student.ifp else {}),
         **summary,
     }
     facts = {name.replace("_", " "): value for name, value in how.items() if value not in ((), None)}
-    base = recipe.teacher.model.partition("@")[0]
-    base = base if base.count("/") == 1 and not base.startswith((".", "~", "/")) else Path(base).name
-    title = f"{base}, pruned and trained ({student.name})"
+    base = _called(recipe.teacher.model)
+    title = f"{base}, {'trained' if student.ifp else 'pruned and trained'} ({student.name})"
     made = {model: (title, "transformers"), model.with_name("adapter"): (f"{title}: its LoRA adapter", "peft")}
     for folder, (name, library) in made.items():
         if folder.exists():  # an adapter is derived from the teacher as well, and may be passed on alone
             cards.copy_licences(pruned, folder)
             text = cards.card(name, base, facts, cards.licence(pruned), library)
             (folder / "README.md").write_text(text, encoding="utf8")
+
+
+def _masks(how: Ifp) -> dict[str, Any]:
+    """The settings of masks as a card tells them: without the paths of this machine."""
+    told = how.model_dump() | {"predictor": _called(how.predictor), "text": how.text and Path(how.text).name}
+    return {f"ifp.{name}": value for name, value in told.items()}
+
+
+def _called(model: str) -> str:
+    """What cards call a model: the hub's id, or the directory's name."""
+    base = model.partition("@")[0]
+    return base if base.count("/") == 1 and not base.startswith((".", "~", "/")) else Path(base).name
 
 
 def _summary(student: Student, out: Path, trained: Path) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def encode(tokenizer: Any, prompt: str, longest: int) -> list[int]:
 
     ValueError for an empty prompt, and for one of more than `longest` tokens."""
     ids: list[int] = tokenizer(prompt, add_special_tokens=not tokenizer.chat_template).input_ids
-    if not ids:
+    if not ids or not prompt.strip():
         raise ValueError("the prompt is empty; the units of a model are chosen by its prompt")
     if len(ids) > longest:
         raise ValueError(

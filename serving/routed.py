@@ -75,6 +75,11 @@ def read(where: str) -> Routed:
     return Routed(storage.join(where, about.predictor), below, kept, about.units)
 
 
+def engines(where: str) -> int:
+    """How many engines the model at `where` has when all are up: one, or one for each sub-network."""
+    return len(read(where).subnetworks) if is_routed(where) else 1
+
+
 def spread(models: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     """`models` (name → directory or URL) with the sub-networks of routed models in place of these, and the routed ones.
 

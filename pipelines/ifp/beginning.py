@@ -37,8 +37,6 @@ def begin(
         except ValueError as error:
             raise BadInput(f"student {student.name}: {error}") from error
         partial.rename(folder)
-    if len(asked(student, teacher, rows, folder)) < 2 and how.mask == "prompt":  # asked for when training is over
-        raise BadInput(f"student {student.name}: units are chosen by prompts; give two rows at least")
     return folder, reading.of(folder) if how.mask == "prompt" else None
 
 
@@ -56,18 +54,24 @@ def texts(student: Student, teacher: Path, seed: int, storage: Path, reads: read
     return [packs.write(teacher, str(file), once, seed, storage / "texts", reads=reads).folder]
 
 
-def asked(student: Student, model: Path, rows: str, chooser: Path) -> list[tuple[str, str]]:
-    """(family, prompt as the predictor in `chooser` reads it) of calibration rows that ask for a label, as users do.
-    `model`: whose chat template makes the text. Without those that the predictor cannot read: they may be among the
-    rows that are too long to be learned. None where prompts do not choose."""
+def asked(student: Student, teacher: Path, rows: str, reads: reading.Reads | None) -> list[tuple[str, str]]:
+    """(family, prompt as the predictor reads it) of calibration rows that ask for a label, as users do; none where
+    prompts do not choose. Without those that the predictor cannot read: rows that are too long to be learned may have
+    such. BadInput where fewer than two are left, which would be found out when all is trained."""
     from transformers import AutoTokenizer
 
-    if not student.ifp or student.ifp.mask != "prompt":
+    if not reads:
         return []
-    tokenizer, reads = AutoTokenizer.from_pretrained(model, local_files_only=True), reading.of(chooser)
+    tokenizer = AutoTokenizer.from_pretrained(teacher, local_files_only=True)
     some = _calibration(student, rows, labels=True)
     told = [(row.get("family") or "", prompts.text(tokenizer, reading.asked(_messages(row)))) for row in some]
-    return [(family, text) for family, text in told if reading.fits(reads, text)]
+    fit = [(family, text) for family, text in told if reading.fits(reads, text)]
+    if len(fit) < 2:
+        raise BadInput(
+            f"student {student.name}: of {len(some):,} calibration prompts the mask predictor can read {len(fit)} (it "
+            f"reads {reads.longest:,} tokens at most); sub-networks are made for two prompts or more, give more rows"
+        )
+    return fit
 
 
 def _calibration(student: Student, rows: str, labels: bool = False) -> list[dict[str, Any]]:

@@ -100,23 +100,57 @@ def _write_scores(made: Tensor, to: Path) -> None:
     save_file({"scores": made.contiguous()}, to / SCORES)
 
 
+def built_in(named: str, blocks: int) -> tuple[str, int] | None:
+    """Kind and blocks of a predictor that is made from a teacher of `blocks`; None for one that is given. BadInput
+    where the teacher has not so many."""
+    if not (found := re.fullmatch(BUILT_IN, named)):
+        return None
+    kind, number = found[1], int(found[2])
+    if number < 1 or (kind == "first" and number > blocks):
+        raise BadInput(f"ifp.predictor = {named!r}: choose from 1 to {blocks} blocks")
+    return kind, number
+
+
 def _language_model(named: str, model: Any, teacher: Path) -> tuple[Any, Any]:
     """The decoder and the tokenizer that `ifp.predictor` names. `model`: the teacher, which is used up."""
     from transformers import AutoModel, AutoTokenizer, LlamaConfig
 
-    found = re.fullmatch(BUILT_IN, named)
-    if not found:
-        folder = models.resolve(named)
-        lm = AutoModel.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        attention.check(lm)
-        return lm, AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    kind, number = found[1], int(found[2])
-    total, tokenizer = len(layers.blocks(model)), AutoTokenizer.from_pretrained(teacher, local_files_only=True)
-    if number < 1 or (kind == "first" and number > total):
-        raise BadInput(f"ifp.predictor = {named!r}: choose from 1 to {total} blocks")
+    total = len(layers.blocks(model))
+    if not (found := built_in(named, total)):
+        return _given(named)
+    (kind, number), tokenizer = found, AutoTokenizer.from_pretrained(teacher, local_files_only=True)
     if kind == "first":
         return (layers.remove(model, range(number, total)) if number < total else model).get_decoder(), tokenizer
     room = getattr(model.config.get_text_config(), "max_position_embeddings", 2048)
     vocabulary = model.get_input_embeddings().num_embeddings
     config = LlamaConfig(vocab_size=vocabulary, num_hidden_layers=number, max_position_embeddings=room, **FRESH)
     return AutoModel.from_config(config), tokenizer
+
+
+def _given(named: str) -> tuple[Any, Any]:
+    """The like of a directory or a hub id, in fp32. ValueError where it has no weights, a smaller vocabulary than its
+    tokenizer, or attention that packed rows or a reader from left to right have no use for."""
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = models.resolve(named)
+    try:
+        lm = AutoModel.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except OSError as error:
+        raise BadInput(f"ifp.predictor = {named!r}: {' '.join(str(error).split())}") from error
+    attention.check(lm.float())
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    if (rows := lm.get_input_embeddings().num_embeddings) < len(tokenizer):
+        raise BadInput(
+            f"ifp.predictor = {named!r}: its embedding has {rows:,} rows, its tokenizer {len(tokenizer):,} tokens; "
+            "they are of different models"
+        )
+    if not _causal(lm):
+        raise BadInput(f"ifp.predictor = {named!r}: {type(lm).__name__} is an encoder; give a causal language model")
+    return lm, tokenizer
+
+
+@torch.inference_mode()
+def _causal(lm: Any) -> bool:
+    """Whether the state of a token is the same whatever comes after it."""
+    states = lm.eval()(input_ids=torch.tensor([[1, 0, 0], [1, 2, 3]]), use_cache=False)[0][:, 0]
+    return torch.allclose(states[0], states[1], rtol=1e-4, atol=1e-4)

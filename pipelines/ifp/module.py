@@ -47,8 +47,8 @@ class Static(nn.Module):
         self.scores = nn.Parameter(scores.clone(), requires_grad=not fixed)
 
     def forward(self) -> Tensor:
-        """(1, blocks, width)."""
-        return self.scores[None]
+        """(1, blocks, width); a copy, since what is gathered of shards goes when this is done."""
+        return self.scores[None].clone()
 
 
 class Masked(ByToken):
@@ -75,7 +75,7 @@ class Masked(ByToken):
 
     def precise(self) -> list[nn.Module]:
         """See losses.ByToken: scores in bf16 would tie."""
-        return [] if isinstance(self.chooser, Static) else [self.chooser.down, self.chooser.up]
+        return [self.chooser] if isinstance(self.chooser, Static) else [self.chooser.down, self.chooser.up]
 
     def forward(self, input_ids: Tensor, labels: Tensor, **packed: Any) -> Tensor:
         """See the class."""

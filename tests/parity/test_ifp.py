@@ -1,6 +1,8 @@
 """Instruction-following pruning in training against the formulas of arXiv 2501.02086 written out, in float64."""
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import AutoModel
 
 from pipelines import masks, units
@@ -17,6 +20,7 @@ from pipelines.student import Ifp, Student
 from pipelines.training import attention, batches, feed, loading, loop, losses, optimizers, parallel
 from pipelines.training.batches import Encoded
 from serving.predictor import About, Predictor
+from tests import ranks
 from tests.parity import test_units
 from tests.parity.test_units import BLOCKS, WIDTH, build, close
 
@@ -215,6 +219,78 @@ def test_sharded_and_checkpointed() -> None:
         dist.destroy_process_group()
     for name, gradient in wanted.items():
         assert (found[name] - gradient).norm() <= 1e-9 * gradient.norm() + 1e-12, name
+
+
+@pytest.mark.parametrize("kind", ["prompt", "static"])
+def test_scores_stay_in_fp32_where_all_else_is_bf16(kind: str) -> None:
+    """Sharded as for a GPU: what is trained is what is exported, and scores do not tie."""
+    static = Static(torch.randn(BLOCKS, WIDTH, generator=torch.Generator().manual_seed(3)), False)
+    made = masked(chooser=static if kind == "static" else None).float()
+    whole, given, seen = static.scores.detach().clone()[None], batch(ROWS), []
+    dist.init_process_group("gloo", init_method="tcp://127.0.0.1:0", rank=0, world_size=1)
+    try:
+        for part in made.precise():
+            fully_shard(part, mp_policy=MixedPrecisionPolicy())
+        fully_shard(made, mp_policy=MixedPrecisionPolicy(torch.bfloat16, torch.float32))
+        made.chooser.register_forward_hook(lambda module, given, scores: seen.append(scores))
+        found = gradients(made, given._replace(weights=given.weights.float()))
+    finally:
+        dist.destroy_process_group()
+    assert seen[0].dtype == torch.float32 and (kind == "prompt" or torch.equal(seen[0], whole))
+    learned = found["chooser.scores" if kind == "static" else "chooser.up.bias"]
+    assert learned.any() and learned.isfinite().all()
+
+
+def stepped(made: Any, rank: int = 0, of: int = 1) -> list[Any]:
+    """Loss, gradient's norm and figures of each of three steps over all rows; padding is no token of the predictor."""
+    student = Student(name="ifp", ifp=HOW, batch_tokens=64, micro_tokens=64, epochs=3)
+    optimizer = optimizers.adamw(made, 1e-2, 0.0, {"chooser.": 2e-2})
+    _, planned = feed.steps(batches.flat(ROWS), student, 0, 40, 0, rank, of)
+    found = [[s.loss, s.grad_norm, made.figures()] for s in loop.steps(made, optimizer, planned, "cosine", 1e-2)]
+    assert len(found) == 3 and found[0][2]["guidance"] > 0 and found[0][2]["mask_overlap"] > 0
+    return found
+
+
+def narrow_minded() -> Masked:
+    """One whose predictor has fewer tokens than the model."""
+    made = masked()
+    torch.manual_seed(2)
+    made.chooser.lm.set_input_embeddings(torch.nn.Embedding(30, 16, dtype=torch.float64))  # type: ignore[union-attr]
+    return made
+
+
+def on_rank(rank: int, of: int, folder: Path) -> None:
+    """`stepped` over ranks, of which the fourth has no row."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{of}", rank=rank, world_size=of)
+    made = parallel.parallelize(narrow_minded(), parallel.mesh("cpu", of))
+    (folder / f"{of}-{rank}.json").write_text(json.dumps(stepped(made, rank, of)))
+    dist.destroy_process_group()
+
+
+def test_over_ranks_of_which_one_has_no_row(tmp_path: Path) -> None:
+    """Losses, gradients of guidance too, and figures are those of one process, on every rank alike."""
+    ranks.run(on_rank, (4,), tmp_path, 900)
+    for loss, norm, told in (wanted := stepped(narrow_minded())):
+        assert math.isfinite(loss + norm + told["mask_variance"])
+    for rank in range(4):
+        found = json.loads((tmp_path / f"4-{rank}.json").read_text())
+        for (loss, norm, told), (mine, my_norm, my_told) in zip(found, wanted, strict=True):
+            assert (loss, norm) == pytest.approx((mine, my_norm), rel=1e-5) and told == pytest.approx(my_told, rel=1e-5)
+
+
+def test_figures_are_of_training_alone() -> None:
+    made, given = masked(), batch(ROWS)
+    made(**given.inputs)
+    told = made.figures()
+    loop.validate(made, [given])
+    made(**given.inputs)
+    made._held.close()
+    assert made.figures() == told and made.figures().keys() == {"units", "temperature"}, "and then of no row"
+    made.begin(0.0)
+    made(**given.inputs)
+    made._held.close()
+    assert "mask_overlap" not in made.figures(), "all units are on: that is no collapse"
 
 
 def gradients(made: Any, given: batches.Batch) -> dict[str, Tensor]:

@@ -295,3 +295,11 @@ def test_places_move_to_the_sub_network_that_was_chosen(tmp_path: Path) -> None:
     asyncio.run(watch())
     lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert Counter(line["model"] for line in lines) == {"ifp/0": 1, "ifp": 2}
+
+
+def test_models_that_are_evaluated_together() -> None:
+    from pipelines.evaluate import waves
+
+    assert waves({"a": 1, "b": 1, "c": 1}, 2) == [["a", "b"], ["c"]]
+    assert waves({"a": 1, "ifp": 4, "b": 1, "c": 1}, 3) == [["a"], ["ifp"], ["b", "c"]], "one that needs more is alone"
+    assert waves({"ifp": 2, "a": 1}, 3) == [["ifp", "a"]]

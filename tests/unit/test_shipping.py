@@ -21,6 +21,17 @@ test_source = "data/test.jsonl"
 layers = 2
 [generate]
 rationale_prompt = "asked.txt"
+[[student]]
+name = "ifp"
+[student.ifp]
+units = 8
+text = "texts.jsonl"
+predictor = "small"
+[[student]]
+name = "ifp-hub"
+[student.ifp]
+units = 8
+predictor = "Qwen/Qwen3-0.6B"
 [evaluate]
 lm_eval = ["tasks/one.yaml:5", "tasks/two.yaml", "arc_challenge:25"]
 """
@@ -28,7 +39,8 @@ lm_eval = ["tasks/one.yaml:5", "tasks/two.yaml", "arc_challenge:25"]
 
 @pytest.fixture
 def mine(tmp_path: Path) -> Path:
-    for name in ("model/config.json", "data/rows.jsonl", "data/test.jsonl", "tasks/one.yaml", "tasks/two.yaml"):
+    for name in ("model/config.json", "data/rows.jsonl", "data/test.jsonl", "tasks/one.yaml", "tasks/two.yaml",
+                 "small/config.json", "texts.jsonl"):  # fmt: skip
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
     (tmp_path / "tasks" / "rows.jsonl").write_text("beside")
@@ -43,11 +55,14 @@ def test_files_go_along_under_paths_of_the_job(mine: Path, tmp_path: Path) -> No
     said = shipping.pack(recipe_file.load(str(mine)), folder, code=False)
     there = recipe_file.load(str(folder / "recipe.toml"))  # as the job reads it
     assert said[0] == "run_dir s3://bucket/mine"
-    assert sum("goes along, 0.0 MiB" in sentence for sentence in said) == 5  # the tasks' folder once
+    assert sum("goes along, 0.0 MiB" in sentence for sentence in said) == 7  # the tasks' folder once
     assert Path(there.teacher.model, "config.json").read_text() == "model/config.json"
     assert Path(there.dataset[0].source).read_text() == "data/rows.jsonl"
     assert Path(there.dataset[0].test_source or "").read_text() == "data/test.jsonl"
     assert Path(there.generate.rationale_prompt or "").read_text() == "Q: {input}"
+    ifp, hub = (student.ifp for student in there.student)
+    assert ifp and hub and Path(ifp.text or "").read_text() == "texts.jsonl" and hub.predictor == "Qwen/Qwen3-0.6B"
+    assert Path(ifp.predictor, "config.json").read_text() == "small/config.json"
     one, two, named = there.evaluate.lm_eval
     assert one.endswith("tasks/one.yaml:5") and named == "arc_challenge:25"
     assert Path(two).read_text() == "tasks/two.yaml" and Path(two).with_name("rows.jsonl").read_text() == "beside"

@@ -55,7 +55,8 @@ class Shaped:
 
     def train(self, student: Student, cut: Artifact, rows: list[Artifact]) -> dict[str, Any]:
         """The student's settings; what it starts from, the pruned checkpoint or, to choose FFN units of, the teacher;
-        the artifacts that the rows it learns from are made of; text and predictor that it is given."""
+        the artifacts that the rows it learns from are made of (the data; or what the teacher wrote, whose id names
+        them); text and predictor that it is given."""
         left_out = {"checkpoint_steps", "micro_tokens", "activation_checkpointing", "compile"}
         part = student.model_dump(exclude=left_out | ({"ifp"} if student.ifp is None else set()))
         part["seed"] = self.recipe.seed if student.seed is None else student.seed

@@ -137,7 +137,6 @@ def steps(recipe: Recipe) -> list[Step]:
                 start = teacher if students[name].ifp else _checkpoint(cut, teacher)
                 yield name, train.train(recipe, students[name], start, rows, folder, held)
 
-    # A baseline takes its labels from the data; what the teacher wrote names the data in its own id.
     shapes = {name: shaped.train(s, cut, [written.get(name, data)]) for name, s in students.items()}
     train_step = step(home, "train", shapes, trained, ray=True)
 

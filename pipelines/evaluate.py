@@ -119,7 +119,8 @@ def ask_all(recipe: Recipe, base_url: str, name: str, model: Path, rows: list[di
 
     progress = _Progress(name, len(rows))
     settings = recipe.evaluate
-    asked = _asked(model, rows, objectives.prefix(name))
+    student = next((one for one in recipe.student if one.name == name), None)
+    asked = _asked(model, rows, objectives.prefix(student))
     said = client.ask(
         base_url, name, asked, settings.max_tokens, settings.concurrency, progress.one, template=prompts.TEMPLATE
     )

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipelines import prompts
-from pipelines.student import DISTILLED, Student, objective_of
+from pipelines.student import DISTILLED, Student
 
 Row = dict[str, Any]  # id, task, prompt, history, target, weight
 # Of dsbs; the others have one task, the first. `text`: documents, stage 1 of instruction-following pruning.
@@ -65,9 +65,9 @@ def rows(student: Student, record: Mapping[str, Any], said: Mapping[str, Any] | 
     return [_row(record, LABEL, " ".join(filter(None, both)))]
 
 
-def prefix(name: str) -> str:
-    """What stands before each question to the model of that name: a dsbs student answers as it was taught to."""
-    return prompts.PREDICT_TASK if objective_of(name) == "dsbs" else ""
+def prefix(student: Student | None) -> str:
+    """What stands before each question to a student: one of dsbs answers as it was taught to. None: another model."""
+    return prompts.PREDICT_TASK if student and student.learns == "dsbs" else ""
 
 
 def _row(record: Mapping[str, Any], task: str, target: str, prefix: str = "") -> Row:

@@ -7,13 +7,14 @@ queries and RMSNorm in fp32 keep other tensors. With every block recomputed it i
 and one block whole.
 """
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from pipelines.planning.architecture import LINEARS, Architecture
 from pipelines.planning.assumptions import Assumptions
-from pipelines.student import Student
+from pipelines.student import BUILT_IN, Student
 
 MASTER, MOMENTS, COMPUTE = 4, 8, 2  # bytes: fp32 parameter, its two AdamW moments, bf16
 LOSS = 12  # bytes a logit: bf16 logits and gradient, fp32 log-softmax and gradient (losses.nats)
@@ -131,9 +132,10 @@ def _chosen(a: Architecture, layers: int, s: Student, tokens: int, shards: int) 
     size is not in its name, the two maps alone; it is all-gathered in fp32 at most), and of each block the activations
     behind the mask, and the mask of each position before them, in fp32."""
     assert s.ifp
-    kind, _, number = s.ifp.predictor.partition("-")
+    found = re.fullmatch(BUILT_IN, s.ifp.predictor)
+    kind, number = (found[1], int(found[2])) if found else ("", 0)
     hidden, small = {"first": (a.hidden, a.block), "fresh": (128, 4 * 128**2 + 3 * 128 * 344)}.get(kind, (a.hidden, 0))
-    body = int(number) * small + a.vocab * hidden if small and s.ifp.mask == "prompt" else 0
+    body = number * small + a.vocab * hidden if small and s.ifp.mask == "prompt" else 0
     head = (hidden * RANK + RANK * layers * a.intermediate) if s.ifp.mask == "prompt" else layers * a.intermediate
     predictor = body + head
     masked = tokens * a.intermediate * (COMPUTE + MASTER)

@@ -36,7 +36,7 @@ def _order(k: Known) -> list[tuple[str, str, str, str]]:
         rows.append(("generate", mode.replace("self_distill", ""), f"teacher, {train:,} rows", written))
     for s in k.students:
         targets = WRITTEN[mode] if (mode := objectives.writes(s) or "") else "references"
-        adapters = k.teacher.lora(s.lora_rank, k.kept, s.lora_targets) / 1e6
+        adapters = k.teacher.lora(s.lora_rank, k.blocks(s), s.lora_targets) / 1e6
         adapter = f", adapter of {adapters:,.1f} M" if s.lora_rank else ""
         reads, makes = f"pruned model, {train:,} {targets}", f"checkpoint, {size}{adapter}"
         if s.ifp:
@@ -44,7 +44,8 @@ def _order(k: Known) -> list[tuple[str, str, str, str]]:
             number = s.ifp.subnetworks if s.ifp.mask == "prompt" else 1
             each = _size(model.parameters(blocks) * stored)
             reads = f"teacher, {train:,} {targets}"
-            makes = f"{number} sub-network(s) of {s.ifp.units:,} of {k.teacher.intermediate:,} FFN units, {each} each"
+            what = f"{s.ifp.units:,} of {k.teacher.intermediate:,} FFN units"
+            makes = f"{number} sub-network(s) of {what}, {each} each{adapter}"
         rows.append(("train", s.name, reads, makes))
     tasks = [task.rsplit("/", 1)[-1] for task in k.recipe.evaluate.lm_eval]
     asked = ", ".join([*([f"{test:,} test rows"] if test else []), *tasks])

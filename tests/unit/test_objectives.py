@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipelines import objectives
-from pipelines.student import LEARNED, Student, objective_of
+from pipelines.student import LEARNED, Ifp, Student, objective_of
 
 RECORD = {"id": "a", "context": "", "input": "2 + 3?", "history": "", "reference": "It is 5.", "answer": "5"}
 SAID = {"rationale": "2 and 3 are 5.", "label": "5", "verdict": "match", "target": "2 + 3 = 5\n#### 5"}
@@ -32,7 +32,9 @@ def test_step_by_step_is_two_tasks_of_one_row() -> None:
         ("rationale", "explain: 2 + 3?", "2 and 3 are 5."),
     ]
     assert learned("dsbs", None) == [("label", "predict: 2 + 3?", "5")], "no rationale was read: the row stays"
-    assert objectives.prefix("dsbs-r8") == "predict: " and objectives.prefix("label") == objectives.prefix("tail") == ""
+    chosen = Student(name="ifp-d", ifp=Ifp(units=4, learns="dsbs"))
+    assert objectives.prefix(Student(name="dsbs-r8")) == objectives.prefix(chosen) == "predict: "
+    assert objectives.prefix(Student(name="label")) == objectives.prefix(None) == ""
     record = {**RECORD, "context": "Think.", "weight": "0.25"}
     assert [row["prompt"] for row in objectives.rows(Student(name="dsbs"), record, SAID)] == [
         "predict: Think.\n\n2 + 3?", "explain: Think.\n\n2 + 3?",

@@ -150,9 +150,9 @@ def _prompts(given: dict[str, Any], whole: Path, raw: bool) -> list[str]:
 def _asked(url: str) -> list[list[dict[str, str]]]:
     """What each row asks first: its system message, if any, and the first of its user. Raises ValueError."""
     from pipelines import conversations, prompts
-    from pipelines.ifp import reading
     from pipelines.recipe_file import BadInput
     from pipelines.rows import files
+    from pipelines.training import reading
 
     found = []
     for line, row in files.rows(url):

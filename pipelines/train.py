@@ -95,8 +95,7 @@ def check(recipe: Recipe, teacher: Path) -> None:
 
     Reads its config.json alone."""
     from pipelines import subnetwork
-    from pipelines.ifp import choosers
-    from pipelines.training import loading
+    from pipelines.training import choosers, loading
 
     model = loading.blank(teacher)
     for student in recipe.student:

@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import conversations, prompts
-from pipelines.ifp import reading
 from pipelines.objectives import LABEL
 from pipelines.recipe_file import BadInput
 from pipelines.student import Student
-from pipelines.training import batches, packs
+from pipelines.training import batches, packs, reading
 
 
 def begin(
@@ -18,7 +17,7 @@ def begin(
     for students without masks. BadInput where it cannot be."""
     from transformers import AutoTokenizer
 
-    from pipelines.ifp import choosers
+    from pipelines.training import choosers
 
     how, folder = student.ifp, storage / "chooser"
     if not how:

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from pipelines import masks, subnetwork, units
-from pipelines.ifp import choosers, routed
+from pipelines.ifp import routed
 from pipelines.screen import say
 from pipelines.student import Ifp
+from pipelines.training import choosers
 from serving import predictor
 
 TABLE = "masks.json"

@@ -157,7 +157,7 @@ def collate(rows: Sequence[Encoded], weights: np.ndarray, pad: int) -> Batch:
 
 
 def _reads(rows: Sequence[Encoded], shares: np.ndarray) -> dict[str, torch.Tensor]:
-    """What a mask predictor reads of a pack, and where its masks go (ifp.module.Masked). `shares`: of each row in the
+    """What a mask predictor reads of a pack, and where its masks go (masked.Masked). `shares`: of each row in the
     step's loss. A position takes the mask of the token that it predicts."""
     reads = [read for row in rows for read in row.reads]
     numbers, first = [], 0

@@ -9,9 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines import conversations, prompts
-from pipelines.ifp import reading
 from pipelines.objectives import LABEL, TASKS, TEXT
-from pipelines.training import batches, data
+from pipelines.training import batches, data, reading
 
 SOME = 1000  # rows that are encoded at once
 KEPT, TRUNCATED, TOO_LONG, WEIGHTLESS, FAULTY = range(5)  # what became of a row

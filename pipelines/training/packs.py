@@ -19,11 +19,11 @@ import pyarrow.compute as pc
 
 from cluster import dataflow, storage
 from pipelines import objectives
-from pipelines.ifp.reading import Reads
 from pipelines.recipe_file import BadInput
 from pipelines.screen import say
 from pipelines.student import Student
 from pipelines.training import batches, data, encoding, gathering, packing
+from pipelines.training.reading import Reads
 
 MANIFEST = "packs.json"
 SHOW_SECONDS = 5.0

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pipelines.ifp import choosers, collapse
-from pipelines.ifp.module import Masked
 from pipelines.student import Student
 from pipelines.training import (  # fmt: skip
     checkpoints,
+    choosers,
+    collapse,
     faults,
     feed,
     loading,
@@ -33,6 +33,7 @@ from pipelines.training import (  # fmt: skip
 )
 from pipelines.training.best import Best
 from pipelines.training.losses import ByToken
+from pipelines.training.masked import Masked
 
 PROGRESS_SECONDS = 1.0
 # torch keeps 1,024 kernels for bf16 products on CPUs, twice over, each for one length of a pack: more than a GB that is

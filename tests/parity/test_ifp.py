@@ -14,11 +14,10 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import AutoModel
 
 from pipelines import masks, units
-from pipelines.ifp import module
-from pipelines.ifp.module import Annealing, Masked, Static, standardised
 from pipelines.student import Ifp, Student
 from pipelines.training import attention, batches, feed, loading, loop, losses, optimizers, parallel
 from pipelines.training.batches import Encoded
+from pipelines.training.masked import Annealing, Masked, Static, standardised
 from serving.predictor import About, Predictor
 from tests import ranks
 from tests.parity import test_units
@@ -336,4 +335,4 @@ def test_log_importance_of_units_that_do_nothing() -> None:
     given = torch.tensor([[1.0, math.e, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
     made = standardised(given)
     assert made[0, 0] == made[0, 2] < made[0, 1] and made.isfinite().all() and not made[1].any()
-    assert module.standardised(torch.rand(4, 50)).std(-1) == pytest.approx(torch.ones(4).tolist())
+    assert standardised(torch.rand(4, 50)).std(-1) == pytest.approx(torch.ones(4).tolist())

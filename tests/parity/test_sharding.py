@@ -15,12 +15,12 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AutoModel, LlamaConfig
 
 from pipelines import models, recipe_file
-from pipelines.ifp.module import Masked
 from pipelines.planning import architecture, memory
 from pipelines.planning.assumptions import Assumptions
 from pipelines.recipe import Recipe
 from pipelines.student import Student
 from pipelines.training import loading, losses, parallel
+from pipelines.training.masked import Masked
 from serving.predictor import RANK, About, Predictor
 from tests.parity.test_plan_numbers import built, count
 

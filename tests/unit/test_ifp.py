@@ -11,11 +11,11 @@ import torch
 from pydantic import ValidationError
 
 from pipelines import ids, models, prompts, train
-from pipelines.ifp import beginning, choosers, collapse, reading, texts
+from pipelines.ifp import beginning, texts
 from pipelines.recipe_file import BadInput
 from pipelines.student import Ifp, Student
 from pipelines.tiny import tokenizers
-from pipelines.training import faults
+from pipelines.training import choosers, collapse, faults, reading
 from tests import tiny, trainings
 
 

@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 
 from cluster import storage
 from pipelines import masks, prompts, served, units
-from pipelines.ifp import clusters, reading
+from pipelines.ifp import clusters
+from pipelines.training import reading
 from serving import choosing, routed, routing
 from serving.accounts import VISIT
 from serving.gate import Gate, Limits

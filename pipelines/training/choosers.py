@@ -1,7 +1,7 @@
 """What chooses the units: as it stands at the start of a training, in its workers, and on disk at its end.
 
 At the start scores are the log-importance of units over calibration rows (units.activation_importance), standardised
-in each block (module.standardised): a predictor's last map has it as its bias and is zero beside it, so that training
+in each block (masked.standardised): a predictor's last map has it as its bias and is zero beside it, so that training
 begins with the best static mask there is without training.
 """
 
@@ -14,12 +14,12 @@ from torch import Tensor
 from transformers.utils import logging
 
 from pipelines import layers, models, units, weights
-from pipelines.ifp.module import Masked, Static, standardised
 from pipelines.recipe_file import BadInput
 from pipelines.student import BUILT_IN, Ifp
 from pipelines.training import attention, parallel, saving
 from pipelines.training.batches import Encoded
 from pipelines.training.losses import ByToken
+from pipelines.training.masked import Masked, Static, standardised
 from serving import predictor
 from serving.predictor import About, Predictor
 

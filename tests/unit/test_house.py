@@ -20,11 +20,11 @@ MAY_IMPORT = {
     "pipelines": {"cluster", "serving", "pipelines"},
 }
 PURE = (
-    "answers arithmetic cuts few_shot layers masks prompts rationales recipe recipe_file sections student subnetwork "
-    "units verdicts ifp/clusters ifp/routed training/collapse training/masked training/reading "
-    "rows/records rows/files rows/splits conversations rows/contamination rows/published own_data/guess training/batches "
-    "training/losses reporting/recovery tiny/families tiny/styles generation/asking generation/columns generation/job "
-    "generation/packets generation/reading generation/shards generation/source"
+    "answers arithmetic cuts few_shot layers masks prompts rationales recipe recipe_file sections student "
+    "subnetwork units verdicts ifp/clusters ifp/routed training/collapse training/masked training/reading "
+    "rows/records rows/files rows/splits conversations rows/contamination rows/published own_data/guess "
+    "training/batches training/losses reporting/recovery tiny/families tiny/styles generation/asking "
+    "generation/columns generation/job generation/packets generation/reading generation/shards generation/source"
 ).split()
 
 

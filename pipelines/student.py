@@ -50,7 +50,7 @@ class Ifp(Section):
         (1.0, 0.05), description="Of the soft mask, at first and once annealed; scores begin with variance 1"
     )
     anneal: float = Field(
-        0.5, ge=0, le=1, description="Share of training over which width and temperature go down; 0: narrow at once"
+        0.25, ge=0, le=1, description="Share of training over which width and temperature go down; 0: narrow at once"
     )
     guidance: float = Field(
         1.0, ge=0, description="Weight of the loss that draws the predictor's scores towards the activations of the "

@@ -124,7 +124,7 @@ def _across(folder: Path, ranks: int, group: str, mesh: Any, checkpoints: Any, p
     student = VARIANTS["lora"]
     made = parallel.parallelize(model(folder, student), mesh)
     optimizer = optimizers.adamw(made, PEAK, 0.0)
-    batch = batches.collate([rows().row(3)], np.array([[0.1 / ranks], [0.0]]), 0)
+    batch = batches.collate([rows().row(3)], np.array([[0.1 / ranks], [0.0], [0.0]]), 0)
     if ranks == 1 or group == "2 × 1":
         return
     (folder / "saved").mkdir(exist_ok=True)
@@ -236,16 +236,16 @@ def test_fp32_parameters(tmp_path: Path, half: bool, within: float, monkeypatch:
         assert (kept[name] - parameter.grad).norm() <= 1e-5 * norm, name
 
 
-def test_the_time_of_a_step_is_from_its_fetch_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_of_a_step_is_from_its_fetch_to_its_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Whatever the caller does between two steps is not of it: checkpoints, validation."""
     now = 0.0
     monkeypatch.setattr(loop.time, "perf_counter", lambda: now)
-    model, done = torch.nn.Linear(1, 1), []
+    made, done = model(tiny.model_dir(tmp_path, layers=2), VARIANTS["full"]), []
 
     def run_step(*_: Any, **__: Any) -> tuple[list[float], float]:
         nonlocal now
         now += 0.5
-        return [1.0, 0.0], 1.0
+        return [1.0, 0.0, 0.0], 1.0
 
     def plan() -> Iterator[batches.Planned]:
         nonlocal now
@@ -254,7 +254,7 @@ def test_the_time_of_a_step_is_from_its_fetch_to_its_end(monkeypatch: pytest.Mon
             yield batches.Planned(step / 3, (1.0, 0.0, 0.0), [0], 1, 1, [])
 
     monkeypatch.setattr(loop, "run_step", run_step)
-    for step in loop.steps(model, torch.optim.SGD(model.parameters()), plan(), "cosine", 1.0):
+    for step in loop.steps(made, torch.optim.SGD(made.parameters()), plan(), "cosine", 1.0):
         done.append(step.seconds)
         now += 100.0
     assert done == [2.5] * 3

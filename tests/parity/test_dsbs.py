@@ -68,7 +68,7 @@ def test_loss_is_the_formula(tmp_path: Path, fields: dict[str, float], weighted:
         step = list(shared[0].rows)
         label, rationale = formula(made.model, packed, step, alpha, rest)
         parts = np.sum([loop.run_step(made, still, planned.passes)[0] for planned in shared], 0)
-        np.testing.assert_allclose(parts, [label, rationale], rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(parts, [label, rationale, 0.0], rtol=1e-9, atol=1e-12)
     (first,) = [next(loop.steps(made, still, plans[0][:1], "cosine", 0.0))] if ranks == 1 else [None]
     if first and rest:
         label, rationale = formula(made.model, packed, list(plans[0][0].rows), alpha, rest)

@@ -112,7 +112,7 @@ def test_a_collapsed_predictor_is_told() -> None:
     with pytest.raises(faults.Stopped, match=r"ifp: the predictor has collapsed: for 50 steps .* 99.95%"):
         collapse.check(student(), steps(0.9995))
     collapse.check(student(), steps(0.99))
-    collapse.check(student(), steps(0.9995, progress=0.4))  # while the width falls
+    collapse.check(student(), steps(0.9995, progress=0.2))  # while the width falls
     collapse.check(student(), steps(0.9995, number=collapse.STEPS - 1))
     collapse.check(student(), [*steps(0.9995), *steps(0.9, number=1)])
     collapse.check(student(mask="static"), steps(0.9995))

@@ -128,8 +128,6 @@ def fit(one: Training) -> tuple[losses.ByToken, dict[str, float]]:
     told: dict[str, float] = {}
     for step in loop.steps(model, optimizer, fed, "cosine", one.rate):
         told = {"loss": step.loss, "seconds": told.get("seconds", 0.0) + step.seconds} | model.figures()
-    if isinstance(model, masked.Masked):
-        model._held.close()
     model.model.set_attn_implementation("sdpa")
     return model.eval(), told
 

@@ -77,6 +77,12 @@ class Masked(ByToken):
         """See losses.ByToken: scores in bf16 would tie."""
         return [self.chooser] if isinstance(self.chooser, Static) else [self.chooser.down, self.chooser.up]
 
+    def train(self, mode: bool = True) -> "Masked":
+        """As of any module; the masks of the last forward pass are taken off, so that `model` is whole again."""
+        self._held.close()
+        super().train(mode)
+        return self
+
     def forward(self, input_ids: Tensor, labels: Tensor, **packed: Any) -> Tensor:
         """See the class."""
         self._held.close()

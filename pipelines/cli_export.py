@@ -152,7 +152,7 @@ def _asked(url: str) -> list[list[dict[str, str]]]:
     from pipelines import conversations, prompts
     from pipelines.recipe_file import BadInput
     from pipelines.rows import files
-    from pipelines.training import reading
+    from serving.choosing import opening
 
     found = []
     for line, row in files.rows(url):
@@ -162,7 +162,7 @@ def _asked(url: str) -> list[list[dict[str, str]]]:
         try:
             if (messages := row.get("messages")) is not None:
                 parts = conversations.parts(messages)
-                found.append(reading.asked(prompts.answer(parts.question, parts.before)))
+                found.append(opening(prompts.answer(parts.question, parts.before)))
             elif isinstance(text := row.get("prompt"), str):
                 found.append(prompts.answer(text.strip()))
             else:

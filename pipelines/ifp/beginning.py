@@ -8,6 +8,7 @@ from pipelines.objectives import LABEL
 from pipelines.recipe_file import BadInput
 from pipelines.student import Student
 from pipelines.training import batches, packs, reading
+from serving.choosing import opening
 
 
 def begin(
@@ -63,7 +64,7 @@ def asked(student: Student, teacher: Path, rows: str, reads: reading.Reads | Non
         return []
     tokenizer = AutoTokenizer.from_pretrained(teacher, local_files_only=True)
     some = _calibration(student, rows, labels=True)
-    told = [(row.get("family") or "", prompts.text(tokenizer, reading.asked(_messages(row)))) for row in some]
+    told = [(row.get("family") or "", prompts.text(tokenizer, opening(_messages(row)))) for row in some]
     fit = [(family, text) for family, text in told if reading.fits(reads, text)]
     if len(fit) < 2:
         raise BadInput(

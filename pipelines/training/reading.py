@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from pipelines import prompts
 from serving import predictor
+from serving.choosing import opening
 
 
 class Reads(NamedTuple):
@@ -16,18 +17,11 @@ class Reads(NamedTuple):
     longest: int
 
 
-def asked(messages: Sequence[prompts.Message]) -> list[prompts.Message]:
-    """What chooses the mask of a conversation: the first human message, and a system message before it
-    (arXiv 2501.02086, section 3.2: "only the first human message")."""
-    first = next((at for at, one in enumerate(messages) if one["role"] == "user"), len(messages) - 1)
-    return [one for one in messages[: first + 1] if one["role"] in ("system", "user")]
-
-
 def prompt(reads: Reads, tokenizer: Any, messages: Sequence[prompts.Message]) -> list[int]:
     """The predictor's tokens of a conversation, of which `tokenizer`, the model's, makes the text.
 
     ValueError for an empty prompt, and for one that is too long for the predictor."""
-    return predictor.encode(_tokenizer(reads.folder), prompts.text(tokenizer, asked(messages)), reads.longest)
+    return predictor.encode(_tokenizer(reads.folder), prompts.text(tokenizer, opening(list(messages))), reads.longest)
 
 
 def chunks(reads: Reads, tokenizer: Any, ids: Sequence[int], chunk: int) -> list[list[int]]:

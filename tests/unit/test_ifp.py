@@ -16,6 +16,7 @@ from pipelines.recipe_file import BadInput
 from pipelines.student import Ifp, Student
 from pipelines.tiny import tokenizers
 from pipelines.training import choosers, collapse, faults, reading
+from serving import choosing
 from tests import tiny, trainings
 
 
@@ -49,7 +50,7 @@ def test_what_is_learned_is_told_apart() -> None:
 def test_the_first_human_message_chooses() -> None:
     turns = [("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello"), ("user", "And?")]
     messages = [{"role": role, "content": text} for role, text in turns]
-    assert reading.asked(messages) == messages[:2] and reading.asked(messages[1:]) == messages[1:2]
+    assert choosing.opening(messages) == messages[:2] and choosing.opening(messages[1:]) == messages[1:2]
 
 
 def test_prompts_are_read_in_the_predictors_own_tokens(tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from safetensors.torch import save_file
 from cluster import storage
 from pipelines import masks, prompts, served, units
 from pipelines.ifp import clusters
-from pipelines.training import reading
 from serving import choosing, routed, routing
 from serving.accounts import VISIT
 from serving.gate import Gate, Limits
@@ -162,7 +161,7 @@ CONVERSATIONS: list[list[dict[str, Any]]] = [
 @pytest.mark.parametrize("messages", CONVERSATIONS)
 def test_predictors_read_what_they_were_trained_on(messages: list[dict[str, Any]], chat: bool) -> None:
     words = tiny.tokenizer(chat)
-    wanted = prompts.text(words, reading.asked(messages))
+    wanted = prompts.text(words, choosing.opening(messages))
     parts = [one | {"content": [{"type": "text", "text": one["content"]}]} for one in messages]
     assert choosing.text(words, messages) == choosing.text(words, parts) == wanted
     assert choosing.text(words, "1 + 2?") == "1 + 2?" == choosing.text(words, words("1 + 2?")["input_ids"])

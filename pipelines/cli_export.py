@@ -106,7 +106,7 @@ def _made(folder: Path, given: dict[str, Any], units: int, raw: bool, out: Path,
     from serving import engine, predictor
 
     whole = _whole(folder)
-    routed.free(out)
+    subnetwork.free(out)
     subnetwork.shape(whole)
     if tensor_parallel > 1:
         engine.check_split(models.configuration(whole), tensor_parallel)

@@ -93,7 +93,20 @@ def overlap(some: Tensor, others: Tensor | None = None) -> Tensor:
     k = often.sum(-1)
     if others is not None:
         return (often * (others != 0).double().mean(0)).sum(-1) / k
-    return ((often.square().sum(-1) / k) * len(some) - 1) / (len(some) - 1)
+    return paired(often, k, len(some))
+
+
+def paired(often: Tensor, k: Tensor | int, number: float) -> Tensor:
+    """`overlap` over all pairs of `number` inputs, each of which keeps k of d units: from the share of inputs (…, d)
+    that keep a unit."""
+    return ((often.square().sum(-1) / k) * number - 1) / (number - 1)
+
+
+def variance(often: Tensor, k: int) -> float:
+    """Of a unit over inputs, each of which keeps k of d units, as a share of the most there can be, in [0, 1]; 0 where
+    all are kept. From the share of inputs (…, d) that keep a unit."""
+    share = k / often.shape[-1]
+    return float((often * (1 - often)).mean()) / (share * (1 - share)) if share < 1 else 0.0
 
 
 def _solved(scores: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor]:

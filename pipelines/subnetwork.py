@@ -38,8 +38,7 @@ def export(model_dir: Path, mask: Tensor, out: Path, base: str = "") -> None:
     Raises ValueError for a mask that does not fit or keeps different numbers of units, models that `units.check`
     refuses, quantised or incomplete checkpoints, and where `out` holds something."""
     kept, soft = _kept(mask, shape(model_dir))
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ValueError(f"{out} holds something already; give a new directory")
+    free(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
     partial.mkdir()
@@ -68,6 +67,12 @@ def gathered(model: Any, mask: Tensor) -> Any:
         mlp.intermediate_size = kept.shape[1]
     small.config.get_text_config().intermediate_size = kept.shape[1]
     return small
+
+
+def free(folder: Path) -> None:
+    """Raise ValueError where `folder` is there and not an empty directory."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ValueError(f"{folder} holds something already; give a new directory")
 
 
 def check_width(t: int, tensor_parallel: int) -> None:

@@ -33,11 +33,11 @@ def cluster(some: Tensor, k: int, seed: int) -> Tensor:
     others, the prompt that is furthest from its sub-network takes its place: what prompts share with theirs grows by
     each such step. ValueError where fewer than k prompts differ in their units, and as in `check`."""
     check(some)
-    different = len({masks.mask_hash(own != 0) for own in some})
-    if not 1 <= k <= different:
+    apart = different(some)
+    if not 1 <= k <= apart:
         raise ValueError(
-            f"{k} sub-networks of {len(some)} calibration prompts, {different} of which differ in their units; choose "
-            f"from 1 to {different}, or give more prompts, of more kinds (if all share one mask, the predictor is "
+            f"{k} sub-networks of {len(some)} calibration prompts, {apart} of which differ in their units; choose "
+            f"from 1 to {apart}, or give more prompts, of more kinds (if all share one mask, the predictor is "
             "collapsed)"
         )
     groups = _groups(some, k, seed)
@@ -45,6 +45,11 @@ def cluster(some: Tensor, k: int, seed: int) -> Tensor:
     while 0 in (found := assign(some, made)).sizes:
         made[found.sizes.index(0)] = some[found.shared.argmin()]
     return made
+
+
+def different(some: Tensor) -> int:
+    """How many of the masks `some` (N, L, d_ffn) differ in their units."""
+    return len({masks.mask_hash(own != 0) for own in some})
 
 
 def middle(some: Tensor | Iterable[Tensor]) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pipelines import masks, subnetwork, units
-from pipelines.ifp import routed
+from pipelines.ifp import clusters, routed
 from pipelines.screen import say
 from pipelines.student import Ifp
 from pipelines.training import choosers
@@ -43,15 +43,14 @@ def cut(
     reader = predictor.load(chooser)
     found = routed.masks_of(reader, [prompt for _, prompt in asked])
     table = described(found, [task for task, _ in asked])
-    different = len({masks.mask_hash(mask != 0) for mask in found})
+    different = clusters.different(found)
     if different < how.subnetworks:
         say(
             f"[yellow]warning[/yellow]: {len(found)} calibration prompts choose {different} different sets of units, "
             f"so there are {different} sub-networks in place of ifp.subnetworks = {how.subnetworks}"
         )
     number = min(how.subnetworks, different)
-    texts = [prompt for _, prompt in asked]
-    written = routed.write(out / "model", whole, reader, texts, number, seed, base, copy=_linked)
+    written = routed.write_masks(out / "model", whole, reader, found, number, seed, base, copy=_linked)
     table |= {"sizes": written.sizes, "shared": written.shared}
     (out / TABLE).write_text(json.dumps(table, indent=1) + "\n", encoding="utf8")
     told = ("units", "units_before", "overlap", "variance", "unused", "shared")
@@ -81,14 +80,13 @@ def described(found: Tensor, tasks: Sequence[str]) -> dict[str, Any]:
     between = [
         [float(masks.overlap(of[a], None if a == b else of[b]).mean()) for b in names] for a in names
     ]  # fmt: skip
-    most = t / width * (1 - t / width)
     return {
         "units": t,
         "units_before": width,
         "prompts": len(found),
         "overlap": float(by_block.mean()),
         "by_block": by_block.tolist(),
-        "variance": float((often * (1 - often)).mean()) / most if most else 0.0,
+        "variance": masks.variance(often, t),
         "unused": float((often == 0).double().mean()),
         "unused_by_block": (often == 0).double().mean(1).tolist(),
         "tasks": names,

@@ -47,10 +47,17 @@ def write(
     `folder` is there whole or not at all. ValueError where the predictor is for another shape of model, for k and
     prompts as in `clusters.cluster` and `Reader.scores`, for checkpoints as in `subnetwork.export`, and where `folder`
     holds something."""
-    base = base or whole.resolve().name
     check_model(reader, whole)
-    free(folder)
-    some = masks_of(reader, prompts)
+    subnetwork.free(folder)
+    return write_masks(folder, whole, reader, masks_of(reader, prompts), k, seed, base, copy)
+
+
+def write_masks(
+    folder: Path, whole: Path, reader: Reader, some: Tensor, k: int, seed: int, base: str = "",
+    copy: Callable[[str, str], object] = shutil.copy2,
+) -> Written:  # fmt: skip
+    """The same for prompts whose masks `some` (N, L, d_ffn) are known: `reader` made them for the model in `whole`."""
+    base = base or whole.resolve().name
     centroids = clusters.cluster(some, k, seed)
     found = clusters.assign(some, centroids)
     made = Written(found.sizes, float(found.shared.mean()))
@@ -96,12 +103,6 @@ def check_shape(reader: Reader, shape: tuple[int, int], model: str) -> None:
             f"the mask predictor is for models with {about.blocks} blocks of {about.width} FFN units, and {model} has "
             f"{shape[0]} of {shape[1]}; give the model that was trained with it"
         )
-
-
-def free(folder: Path) -> None:
-    """Raise ValueError where `folder` is there and not an empty directory."""
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ValueError(f"{folder} holds something already; give a new directory")
 
 
 def _pieces(reader: Reader, prompts: Sequence[str], units: int) -> Iterator[Tensor]:

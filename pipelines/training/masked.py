@@ -125,10 +125,8 @@ class Masked(ByToken):
         told["guidance"] = float(sums[-1])
         often, on = counts / number, self.annealing.units
         if number > 1 and on < self.width:
-            pairs = (often.square().sum(-1) / on * number - 1) / (number - 1)
-            told["mask_overlap"] = float(pairs.mean())
-        most = on / self.width * (1 - on / self.width)
-        told["mask_variance"] = float((often * (1 - often)).mean()) / most if most else 0.0
+            told["mask_overlap"] = float(masks.paired(often, on, number).mean())
+        told["mask_variance"] = masks.variance(often, on)
         return told
 
     def _scores(self, input_ids: Tensor, packed: dict[str, Any]) -> tuple[Tensor | None, Tensor, Tensor]:

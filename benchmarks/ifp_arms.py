@@ -35,7 +35,9 @@ VARIANTS: dict[str, dict[str, Any]] = {  # of ifp: what one of them leaves out
     "unguided": {"guidance": 0.0},
     "unguided-narrow": {"guidance": 0.0, "anneal": 0.0},
     "fresh": {"predictor": "fresh-2"},
+    "ffn": {},
 }
+FFN = "ffn"  # nothing but FFNs, and what chooses their units, is trained: attention cannot learn in their place
 MASK = {"ifp": "prompt", "joint": "static", "annealed": "importance"}
 SCORES_RATE = 1e-2  # of scores that are learned directly; a predictor has the student's rate
 Choose = Callable[[str, list[str]], Tensor]  # family and prompts → masks (N, L, d_ffn)
@@ -98,6 +100,14 @@ def importance() -> Tensor:
 
 def start(one: Training) -> losses.ByToken:
     """The model as its training begins."""
+    begun = _begun(one)
+    if one.variant == FFN:
+        for name, parameter in begun.model.named_parameters():
+            parameter.requires_grad_(".mlp." in name)
+    return begun
+
+
+def _begun(one: Training) -> losses.ByToken:
     torch.manual_seed(one.seed)
     if one.arm in CUT:
         scores = importance() if one.arm == "static" else torch.rand(importance().shape)

@@ -8,11 +8,22 @@ import torch
 from torch import Tensor
 
 from benchmarks.ifp_arms import Choose, Training, calibration, chosen, griffin, masks_of, scored
-from pipelines import masks, units
+from benchmarks.tiny_students import teacher
+from pipelines import masks, prompts, units
 from pipelines.ifp import clusters
 from pipelines.training import losses, masked
 
 SUBNETWORKS = (1, 2, 4, 8, 16)
+DESCRIBED = {  # what a user would write of a family who has no row of it
+    "story": "Solve a word problem: somebody has some things, gets or gives away some, and has how many now?",
+    "addition": "Add three or four whole numbers.",
+    "modulo": "Find the remainder of a division of two whole numbers.",
+    "sort": "Sort a list of numbers, the smallest first.",
+    "compare": "Say which of two values, a sum and a difference, is larger.",
+    "reverse": "Write a list of words in reverse order.",
+    "position": "Find the word at a given place of a list of words.",
+    "sequence": "Continue a sequence of numbers that rises by the same step.",
+}
 
 
 def readouts(model: losses.ByToken, one: Training, also: bool, widths: tuple[int, ...]) -> dict[str, Any]:
@@ -32,14 +43,19 @@ def readouts(model: losses.ByToken, one: Training, also: bool, widths: tuple[int
 
 
 def _uses(model: masked.Masked, one: Training, some: dict[str, Tensor]) -> dict[str, Choose]:
-    """`task`: the middle of the family's masks; `other`: the mask of a calibration prompt of any family, by chance;
-    `k…`: the nearest of so many sub-networks."""
+    """`task`: the middle of the family's masks; `described`: the mask of a description of the family in words; `other`:
+    that of a calibration prompt of any family, by chance; `k…`: the nearest of so many sub-networks."""
     everything = torch.cat(list(some.values()))
     tasks = {family: clusters.middle(own) for family, own in some.items()}
+    wanted = [prompts.text(teacher()[1], prompts.answer(DESCRIBED[family])) for family in some]
+    told = dict(zip(some, masks_of(model, wanted), strict=True))
     drawn = torch.Generator().manual_seed(one.seed)
 
     def task(family: str, asked: list[str]) -> Tensor:
         return tasks[family].expand(len(asked), -1, -1)
+
+    def described(family: str, asked: list[str]) -> Tensor:
+        return told[family].expand(len(asked), -1, -1)
 
     def other(family: str, asked: list[str]) -> Tensor:
         return everything[torch.randint(len(everything), (len(asked),), generator=drawn)]
@@ -47,7 +63,7 @@ def _uses(model: masked.Masked, one: Training, some: dict[str, Tensor]) -> dict[
     def nearest(subnetworks: Tensor) -> Choose:
         return lambda family, asked: subnetworks[clusters.assign(masks_of(model, asked), subnetworks).which]
 
-    made: dict[str, Choose] = {"task": task, "other": other}
+    made: dict[str, Choose] = {"task": task, "described": described, "other": other}
     different = len({masks.mask_hash(own != 0) for own in everything})
     for k in (k for k in SUBNETWORKS if k <= different):
         made[f"k{k}"] = nearest(clusters.cluster(everything, k, one.seed))

@@ -21,6 +21,6 @@ def check(student: Student, steps: Sequence[dict[str, Any]]) -> None:
         return
     raise faults.Stopped(
         f"{student.name}: the predictor has collapsed: for {STEPS} steps any two prompts shared {min(told):.2%} of "
-        "their units or more, which is a static mask. What helps: ifp.guidance above 0, ifp.anneal nearer to 1, "
-        'another ifp.predictor_learning_rate, rows of more kinds; or set ifp.mask = "static"'
+        "their units or more, which is a static mask. What helps: ifp.guidance above 0, "
+        'ifp.anneal above 0, another ifp.predictor_learning_rate, rows of more kinds; or set ifp.mask = "static"'
     )

@@ -100,7 +100,7 @@ def _whole(folder: Path) -> Path:
 
 def _made(folder: Path, given: dict[str, Any], units: int, raw: bool, out: Path, tensor_parallel: int) -> "Tensor":
     """The mask that is asked for, checked against the model and what it is for. Raises ValueError."""
-    from pipelines import masks, models, subnetwork
+    from pipelines import cuts, masks, models, subnetwork
     from pipelines.ifp import routed
     from pipelines.recipe_file import BadInput
     from serving import engine, predictor
@@ -117,9 +117,9 @@ def _made(folder: Path, given: dict[str, Any], units: int, raw: bool, out: Path,
     else:
         reader = predictor.load(folder / routed.PREDICTOR)
         routed.check_model(reader, whole)
-        subnetwork.check_width(units or reader.about.units, tensor_parallel)
+        cuts.check_units(units or reader.about.units, reader.about.width, tensor_parallel)
         mask = routed.per_task(reader, _prompts(given, whole, raw), units)
-    subnetwork.check_width(masks.indices(mask).shape[1], tensor_parallel)
+    cuts.check_units(masks.indices(mask).shape[1], mask.shape[1], tensor_parallel)
     return mask
 
 

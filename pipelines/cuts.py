@@ -1,4 +1,5 @@
-"""Which blocks to cut, once their importance is known. Pure Python: a plan needs no torch."""
+"""Which blocks to cut, once their importance is known, and how many FFN units can stay. Pure Python: a plan needs no
+torch."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -21,6 +22,18 @@ def check_count(n: int, total: int) -> None:
         raise ValueError(f"prune.layers = {n}, but the teacher has {total} layer; there is none to spare")
     if not 1 <= n < total:
         raise ValueError(f"prune.layers = {n}, but the teacher has {total} layers; choose 1 to {total - 1}")
+
+
+def check_units(t: int, width: int, tensor_parallel: int = 1) -> None:
+    """ValueError unless t of a block's `width` FFN units can stay on, in engines over `tensor_parallel` GPUs: vLLM cuts
+    every FFN into equal parts (vllm/distributed/utils.py, `divide`)."""
+    if not 1 <= t <= width:
+        raise ValueError(f"{t} of {width} FFN units cannot stay on; keep 1 to {width}")
+    if t % tensor_parallel:
+        below = t // tensor_parallel * tensor_parallel
+        near = [str(n) for n in (below, below + tensor_parallel) if 0 < n <= width]
+        instead = f"keep {' or '.join(near)}" if near else f"take {width} GPUs at most"
+        raise ValueError(f"{t} FFN units cannot be divided over {tensor_parallel} GPUs; {instead}")
 
 
 def choose(method: str, n: int, importance: Importance) -> list[int]:

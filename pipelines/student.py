@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from pipelines import cuts
 from pipelines.sections import Name, Section
 
 # Distilling step-by-step (dsbs, arXiv 2305.02301) comes with its baselines: the label alone, and both in one output.
@@ -127,6 +128,15 @@ class Student(Section):
     def learns(self) -> str:
         """The objective whose rows are learned: its own, or the one that instruction-following pruning is told."""
         return self.ifp.learns if self.ifp else objective_of(self.name)
+
+    def check_units(self, width: int, tensor_parallel: int) -> None:
+        """ValueError where blocks of `width` FFN units, or engines over so many GPUs, do not go with `ifp.units`."""
+        if not self.ifp:
+            return
+        try:
+            cuts.check_units(self.ifp.units, width, tensor_parallel)
+        except ValueError as error:
+            raise ValueError(f"student {self.name}, ifp.units: {error}") from error
 
     @model_validator(mode="after")
     def _fits(self) -> "Student":

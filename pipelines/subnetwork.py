@@ -75,15 +75,6 @@ def free(folder: Path) -> None:
         raise ValueError(f"{folder} holds something already; give a new directory")
 
 
-def check_width(t: int, tensor_parallel: int) -> None:
-    """Raise ValueError where t units cannot be divided over `tensor_parallel` GPUs: vLLM cuts every FFN into equal
-    parts (vllm/distributed/utils.py, `divide`)."""
-    if t % tensor_parallel:
-        below, above = t // tensor_parallel * tensor_parallel, -(-t // tensor_parallel) * tensor_parallel
-        near = f"{below} or {above}" if below else str(above)
-        raise ValueError(f"{t} FFN units cannot be divided over {tensor_parallel} GPUs; keep {near}")
-
-
 def shape(model_dir: Path) -> tuple[int, int]:
     """(L, d_ffn) of the checkpoint in `model_dir`, from its configuration. ValueError as in `export`."""
     from transformers import AutoModelForCausalLM

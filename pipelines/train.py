@@ -104,12 +104,7 @@ def check(recipe: Recipe, teacher: Path) -> None:
             blocks, width = subnetwork.shape(teacher)
             if student.ifp.mask == "prompt":
                 choosers.built_in(student.ifp.predictor, blocks)
-            if student.ifp.units > width:
-                raise ValueError(
-                    f"student {student.name}: ifp.units = {student.ifp.units}, but the teacher's blocks have {width} "
-                    f"FFN units; choose 1 to {width}"
-                )
-            subnetwork.check_width(student.ifp.units, recipe.teacher.tensor_parallel)
+            student.check_units(width, recipe.teacher.tensor_parallel)
 
 
 def _cut(student: Student, asked: list[tuple[str, str]], seed: int, out: Path, base: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipelines import cards, masks, models, subnetwork
+from pipelines import cards, cuts, masks, models, subnetwork
 from pipelines.ifp import clusters
 from serving import predictor
 from serving.predictor import Reader
@@ -109,8 +109,7 @@ def _pieces(reader: Reader, prompts: Sequence[str], units: int) -> Iterator[Tens
     about, keep = reader.about, units or reader.about.units
     if not prompts:
         raise ValueError("a mask needs a prompt; give one at least")
-    if not 1 <= keep <= about.width:
-        raise ValueError(f"{keep} of {about.width} FFN units cannot stay on; keep 1 to {about.width}")
+    cuts.check_units(keep, about.width)
     for start in range(0, len(prompts), BATCH):
         yield masks.mask(reader.scores(prompts[start : start + BATCH]), keep, about.temperature)
 

@@ -88,26 +88,13 @@ def know(recipe: Recipe, assumed: Assumptions) -> Known:
         engine.check_split(source.config, recipe.teacher.tensor_parallel)
         teacher = architecture.read(source.config, source.where)
         _check_targets(recipe)
-        _check_units(recipe, teacher)
+        for student in recipe.student:
+            student.check_units(teacher.intermediate, recipe.teacher.tensor_parallel)
         rows = amounts.amounts(recipe, assumed)
     except ValueError as error:
         raise BadInput(str(error)) from error
     gpu = gpus.GPUS[recipe.cluster.gpu] if recipe.cluster.gpu else None
     return Known(recipe, teacher, source, gpu, assumed, rows)
-
-
-def _check_units(recipe: Recipe, teacher: Architecture) -> None:
-    for student in (s for s in recipe.student if s.ifp):
-        assert student.ifp
-        if student.ifp.units > teacher.intermediate:
-            raise ValueError(
-                f"student {student.name}: ifp.units = {student.ifp.units:,}, but the teacher's blocks have "
-                f"{teacher.intermediate:,} FFN units; choose 1 to {teacher.intermediate:,}"
-            )
-        if recipe.teacher.tensor_parallel > 1:
-            from pipelines.subnetwork import check_width  # imports torch
-
-            check_width(student.ifp.units, recipe.teacher.tensor_parallel)
 
 
 def _check_targets(recipe: Recipe) -> None:

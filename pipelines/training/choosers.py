@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from pipelines import layers, models, units, weights
+from pipelines import cuts, layers, models, units, weights
 from pipelines.recipe_file import BadInput
 from pipelines.student import BUILT_IN, Ifp
 from pipelines.training import attention, parallel, saving
@@ -41,8 +41,7 @@ def start(how: Ifp, teacher: Path, rows: list[Encoded], seed: int, to: Path) -> 
     torch.manual_seed(seed)
     model = weights.load(teacher, "auto")
     blocks, width = units.check(model)
-    if how.units > width:
-        raise ValueError(f"ifp.units = {how.units}, but the blocks have {width} FFN units; choose 1 to {width}")
+    cuts.check_units(how.units, width)
     if how.mask == "random":
         scores = torch.randn(blocks, width)
     else:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, Phi3Config
 
-from pipelines import layers, masks, subnetwork, units
+from pipelines import cuts, layers, masks, subnetwork, units
 from pipelines.student import Student
 from pipelines.training import loading
 from tests import tiny
@@ -269,10 +269,17 @@ def test_masks_of_another_model_or_broken_ones_are_refused(tmp_path: Path) -> No
         subnetwork.load_mask(file, whole)
 
 
-def test_widths_are_divided_over_gpus() -> None:
-    for width, gpus in ((6656, 8), (7, 1), (12, 12)):
-        subnetwork.check_width(width, gpus)
-    with pytest.raises(ValueError, match="6660 FFN units cannot be divided over 8 GPUs; keep 6656 or 6664"):
-        subnetwork.check_width(6660, 8)
-    with pytest.raises(ValueError, match=r"over 8 GPUs; keep 8$"):
-        subnetwork.check_width(3, 8)
+def test_units_that_stay_fit_the_block_and_are_divided_over_gpus() -> None:
+    for kept, gpus in ((6656, 8), (7, 1), (12, 12), (9728, 8)):
+        cuts.check_units(kept, 9728, gpus)
+    told = {
+        (6660, 9728, 8): "6660 FFN units cannot be divided over 8 GPUs; keep 6656 or 6664",
+        (3, 9728, 8): "over 8 GPUs; keep 8$",
+        (99, 100, 8): "over 8 GPUs; keep 96$",
+        (3, 6, 8): "over 8 GPUs; take 6 GPUs at most$",
+        (0, 100, 1): "0 of 100 FFN units cannot stay on; keep 1 to 100",
+        (101, 100, 1): "101 of 100 FFN units cannot stay on; keep 1 to 100",
+    }
+    for (kept, width, gpus), said in told.items():
+        with pytest.raises(ValueError, match=said):
+            cuts.check_units(kept, width, gpus)

@@ -13,9 +13,11 @@ choose), and with the best rate for every seed; `random` takes that of `static`,
 on the test items of seed 0, and both arms were then trained so.
 
 Parts: `main`, the width where every use of the masks is asked for too; `widths`, the others; `ablations`, what ifp
-leaves out at the main width, one seed; `long`, twice as many rows. Every training is written to
-results/ifp.json as soon as it is scored, with its items; the picture beside it is of all that is there. Intervals are
-paired bootstraps over test items, scores averaged over seeds.
+leaves out at the main width, one seed; `long`, twice as many rows (1e-3 for all: on seed 0's test items better than
+2e-3 for each arm); `ffn`, where FFNs alone are trained, so that attention, which no mask cuts, cannot learn what the
+units that are left are too few for. Every training is written to results/ifp.json as soon as it is scored, with its
+items; the picture beside it is of all that is there. Intervals are paired bootstraps over test items, scores averaged
+over seeds.
 """
 
 import json
@@ -28,7 +30,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks.ifp_arms import MASK, VARIANTS, Training, chosen, fit, griffin, scored
+from benchmarks.ifp_arms import FFN, MASK, VARIANTS, Training, chosen, fit, griffin, scored
 from benchmarks.ifp_readouts import cut_alone, readouts
 from benchmarks.ifp_table import draw, mean, table
 from benchmarks.tiny_students import revision, teacher
@@ -37,11 +39,13 @@ from pipelines import models
 
 RESULTS = Path(__file__).parent / "results" / "ifp.json"
 MAIN, WIDTHS, ROWS, LONG = 8, (4, 8, 16, 32), 500, 1000
+LONG_RATE = 1e-3
+FFN_MAIN, FFN_WIDTHS, FFN_RATES = 16, (8, 16, 32), (1e-3, 2e-3, 4e-3)
 RATES, SEARCH_SEED = (1e-3, 2e-3, 4e-3), 100
 OTHERS = {"joint": (5e-4, *RATES), "whole": (1e-4, 3e-4, 1e-3)}  # where the best would be at an end of the grid
 SEARCHED = ("ifp", "joint", "static", "scratch", "whole")
 NARROW = ("ifp", "joint", "static")  # what other widths are asked of
-PARTS = ("main", "ablations", "widths", "long")
+PARTS = ("main", "ablations", "widths", "long", "ffn")
 
 
 def done(one: Training) -> dict[str, Any]:
@@ -109,14 +113,17 @@ class Results:
 
 
 def rates(results: Results) -> dict[str, float]:
-    """The rate of each arm that has the most right validation items at the main width."""
+    """The rate of each arm that has the most right validation items at the main width; `ARM ffn`: where FFNs alone are
+    trained."""
     grid = [(arm, rate) for arm in SEARCHED for rate in OTHERS.get(arm, RATES)]
     asked = [
         Training(arm, 0 if arm == "whole" else MAIN, ROWS, rate, SEARCH_SEED, "slow" if arm in MASK else "")
         for arm, rate in grid
     ]
+    asked += [Training(arm, FFN_MAIN, ROWS, rate, SEARCH_SEED, FFN) for arm in NARROW for rate in FFN_RATES]
     ranked = sorted(results.get(asked), key=lambda row: mean(row["scores"]["validation"]))
-    best = {row["arm"]: row["rate"] for row in ranked}  # the last one of an arm is its best
+    # the last one of an arm is its best
+    best = {row["arm"] + (f" {FFN}" if row["variant"] == FFN else ""): row["rate"] for row in ranked}
     return best | {"random": best["static"], "annealed": best["static"]}
 
 
@@ -130,8 +137,11 @@ def trainings(part: str, best: dict[str, float], seeds: int) -> list[Training]:
         others = sorted((t for t in WIDTHS if t != MAIN), key=lambda t: (t < MAIN, t))
         return [Training(a, t, ROWS, best[a], seed) for t in others for seed in range(seeds) for a in NARROW]
     if part == "long":
-        return [Training(arm, MAIN, LONG, best[arm], seed) for seed in range(seeds) for arm in NARROW]
-    variants = [Training("ifp", MAIN, ROWS, best["ifp"], 0, name) for name in VARIANTS if name]
+        return [Training(arm, MAIN, LONG, LONG_RATE, seed) for seed in range(seeds) for arm in NARROW]
+    if part == "ffn":
+        arms = [(arm, t) for t in FFN_WIDTHS for arm in NARROW]
+        return [Training(a, t, ROWS, best[f"{a} {FFN}"], seed, FFN) for seed in range(seeds) for a, t in arms]
+    variants = [Training("ifp", MAIN, ROWS, best["ifp"], 0, name) for name in VARIANTS if name not in ("", FFN)]
     return [*variants, Training("annealed", MAIN, ROWS, best["annealed"], 0)]
 
 

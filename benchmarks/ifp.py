@@ -32,7 +32,7 @@ import typer
 
 from benchmarks.ifp_arms import FFN, MASK, VARIANTS, Training, chosen, fit, griffin, scored
 from benchmarks.ifp_readouts import cut_alone, readouts
-from benchmarks.ifp_table import draw, mean, table
+from benchmarks.ifp_table import draw, mean, others, table
 from benchmarks.tiny_students import revision, teacher
 from cluster.artifacts import digest_of, versions
 from pipelines import models
@@ -40,7 +40,7 @@ from pipelines import models
 RESULTS = Path(__file__).parent / "results" / "ifp.json"
 MAIN, WIDTHS, ROWS, LONG = 8, (4, 8, 16, 32), 500, 1000
 LONG_RATE = 1e-3
-FFN_MAIN, FFN_WIDTHS, FFN_RATES = 16, (8, 16, 32), (1e-3, 2e-3, 4e-3)
+FFN_MAIN, FFN_WIDTHS, FFN_RATES = 16, (16, 8, 32), (1e-3, 2e-3, 4e-3, 8e-3, 16e-3)
 RATES, SEARCH_SEED = (1e-3, 2e-3, 4e-3), 100
 OTHERS = {"joint": (5e-4, *RATES), "whole": (1e-4, 3e-4, 1e-3)}  # where the best would be at an end of the grid
 SEARCHED = ("ifp", "joint", "static", "scratch", "whole")
@@ -58,7 +58,7 @@ def done(one: Training) -> dict[str, Any]:
     if one.seed == SEARCH_SEED:
         found: dict[str, Any] = {"validation": scored(model.model, chosen(model, one), "validation")}
     else:
-        also = not one.variant and one.rows == ROWS and one.units in (0, MAIN)
+        also = one.rows == ROWS and (one.variant, one.units) in (("", 0), ("", MAIN), (FFN, FFN_MAIN))
         found = readouts(model, one, also, WIDTHS)
     masks = found.pop("masks", None)
     return row | {"told": told, "scores": found} | ({"masks": masks} if masks else {})
@@ -139,8 +139,8 @@ def trainings(part: str, best: dict[str, float], seeds: int) -> list[Training]:
     if part == "long":
         return [Training(arm, MAIN, LONG, LONG_RATE, seed) for seed in range(seeds) for arm in NARROW]
     if part == "ffn":
-        arms = [(arm, t) for t in FFN_WIDTHS for arm in NARROW]
-        return [Training(a, t, ROWS, best[f"{a} {FFN}"], seed, FFN) for seed in range(seeds) for a, t in arms]
+        each = [(t, seed, arm) for t in FFN_WIDTHS for seed in range(seeds) for arm in NARROW]
+        return [Training(arm, t, ROWS, best[f"{arm} {FFN}"], seed, FFN) for t, seed, arm in each]
     variants = [Training("ifp", MAIN, ROWS, best["ifp"], 0, name) for name in VARIANTS if name not in ("", FFN)]
     return [*variants, Training("annealed", MAIN, ROWS, best["annealed"], 0)]
 
@@ -159,12 +159,22 @@ def main(
     best = rates(results)
     for part in only or PARTS:
         results.get(trainings(part, best, seeds))
-    rows = [row for part in PARTS for one in trainings(part, best, seeds) if (row := results.find(one))]
-    tried = (row for row in results.rows if row["seed"] != SEARCH_SEED and (row["variant"] or row["rows"] == LONG))
-    rows += [row for row in tried if row not in rows]
-    told = table(rows, MAIN, ROWS)
-    print("\n".join(told.lines))
-    draw(told, out.with_suffix(".svg"))
+
+    def found(*parts: str) -> list[dict[str, Any]]:
+        return [row for part in parts for one in trainings(part, best, seeds) if (row := results.find(one))]
+
+    whole = [{**row, "scores": {"input": row["scores"]["input"]}} for row in found("main") if row["arm"] == "whole"]
+    told, alone = table(found("main", "widths"), MAIN), table([*found("ffn"), *whole], FFN_MAIN)
+    tables = {
+        f"{ROWS} rows a family": told,
+        f"{LONG} rows a family": table([*found("long"), *whole], MAIN),
+        f"FFNs alone are trained, {ROWS} rows a family": alone,
+    }
+    for title, one in tables.items():
+        print("\n".join(["", title, *one.lines]))
+    shown = found("main", "widths", "long", "ffn")
+    print("\n".join(others([row for row in results.rows if row["seed"] != SEARCH_SEED and row not in shown])))
+    draw(told, alone, out.with_suffix(".svg"))
     claim = f"right answers under a mask for each prompt over those under the best mask for all, {MAIN} of 512 units"
     line = {"claim": claim, "ratio": round(told.ours / told.peer, 3), "ours": round(told.ours, 4)}
     line |= {"peer": round(told.peer, 4), "unit": "share of right answers", "runs": len(results.rows)}

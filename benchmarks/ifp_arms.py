@@ -101,7 +101,7 @@ def importance() -> Tensor:
 def start(one: Training) -> losses.ByToken:
     """The model as its training begins."""
     begun = _begun(one)
-    if one.variant == FFN:
+    if one.variant.startswith(FFN):
         for name, parameter in begun.model.named_parameters():
             parameter.requires_grad_(".mlp." in name)
     return begun

@@ -10,6 +10,11 @@ from pipelines.reporting import recovery
 Items = list[dict[str, Any]]
 SINGLE = ("static", "joint")  # one mask for all
 GAPS = "| units | unpruned - best single | ifp - best single | ifp - GRIFFIN | ifp - static | ifp - joint |"
+USES = (
+    ("task", "--", "a mask a task"),
+    ("described", "-.", "mask of a description"),
+    ("other", ":", "another prompt's mask"),
+)
 COLOURS = {"ifp": "#30638e", "joint": "#edae49", "static": "#d1495b", "random": "#888888", "scratch": "#6a994e"}
 
 
@@ -39,14 +44,11 @@ def pooled(runs: Sequence[dict[str, str]]) -> Items:
     ]
 
 
-def table(rows: list[dict[str, Any]], main: int, each: int) -> Told:
-    """The tables of what is in `rows`: of every width; of the ways to use the masks at `main`; of the rest."""
+def table(rows: list[dict[str, Any]], main: int) -> Told:
+    """The tables of what is in `rows`, trainings in the same way: of every width, and of the ways to use the masks at
+    `main`."""
     runs: dict[tuple[int, str], list[dict[str, str]]] = defaultdict(list)
-    rest = []
     for row in rows:
-        if row["variant"] or row["arm"] == "annealed" or row["rows"] not in (0, each):
-            rest.append(row)
-            continue
         for name, found in row["scores"].items():
             arm = row["arm"] if name == "input" else f"{row['arm']} {name.partition('-')[0]}"
             runs[int(name.partition("-")[2] or row["units"]), arm].append(found)
@@ -57,14 +59,18 @@ def table(rows: list[dict[str, Any]], main: int, each: int) -> Told:
         arms[t] = {arm: recovery.interval(found) for (at, arm), found in items.items() if at == t}
         lines += ["", *_arms(t, {arm: found for (at, arm), found in runs.items() if at in (t, 0)})]
     lines += ["", GAPS, "|" + "---|" * 6, *(_gaps(t, items) for t in widths if (t, "ifp") in items)]
-    lines += ["", "| also | units | rows a family | rate | seed | % right | two prompts share |", "|" + "---|" * 7]
-    lines += [_also(row) for row in rest]
     uses = {arm.partition(" ")[2]: found for arm, found in arms.get(main, {}).items() if arm.startswith("ifp ")}
     both = arms.get(main, {})
     peer = max((both[arm].value or 0.0 for arm in SINGLE if arm in both), default=0.0)
     ours = both["ifp"].value or 0.0 if "ifp" in both else 0.0
     whole = recovery.interval(items[0, "whole"]) if (0, "whole") in items else recovery.NOTHING
     return Told(lines, arms, whole, uses, ours, peer or 1.0)
+
+
+def others(rows: list[dict[str, Any]]) -> list[str]:
+    """A table of single trainings."""
+    head = ["", "| also | units | rows a family | rate | seed | % right | two prompts share |", "|" + "---|" * 7]
+    return head + [_also(row) for row in rows]
 
 
 def per_cent(found: recovery.Interval, sign: str = "") -> str:
@@ -110,23 +116,26 @@ def _also(row: dict[str, Any]) -> str:
     return f"| {' | '.join(map(str, cells))} | {100 * mean(row['scores']['input']):.1f} | {told} |"
 
 
-def draw(told: Told, to: Path) -> None:
-    """Right answers over the width, an arm a line; and over the number of sub-networks."""
+def draw(told: Told, alone: Told, to: Path) -> None:
+    """Right answers over the width, an arm a line, where all weights are trained and where FFNs alone are; and over the
+    number of sub-networks."""
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context({"svg.hashsalt": "regrow", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(10, 4.2), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        for arm, colour in COLOURS.items():
-            some = {t: found[arm] for t, found in told.arms.items() if arm in found}
-            _line(left, some, colour, arm)
-        left.set(xlabel="FFN units of 512 that stay on", ylabel="% right", xscale="log", ylim=(-2, 102))
-        left.set_xticks(list(told.arms), [str(t) for t in told.arms])
-        left.minorticks_off()
+        figure = Figure(figsize=(14, 4.2), layout="constrained")
+        left, middle, right = figure.subplots(1, 3)
+        for panel, one, title in ((left, told, "all weights trained"), (middle, alone, "FFNs alone trained")):
+            for arm, colour in COLOURS.items():
+                _line(panel, {t: found[arm] for t, found in one.arms.items() if arm in found}, colour, arm)
+            panel.set(xlabel="FFN units of 512 that stay on", xscale="log", ylim=(-2, 102), title=title)
+            widths = [t for t, found in one.arms.items() if "ifp" in found]
+            panel.set_xticks(widths, [str(t) for t in widths])
+            panel.minorticks_off()
+        left.set(ylabel="% right")
         k = {int(name[1:]): found for name, found in told.uses.items() if name[1:].isdigit()}
         _line(right, k, COLOURS["ifp"], "nearest of K sub-networks")
-        for name, dash, label in (("task", "--", "a mask a task"), ("other", ":", "another prompt's mask")):
+        for name, dash, label in USES:
             if name in told.uses:
                 right.axhline(100 * (told.uses[name].value or 0), color=COLOURS["ifp"], linestyle=dash, label=label)
         right.axhline(100 * told.ours, color=COLOURS["ifp"], label="a mask a prompt", linewidth=1)
@@ -134,7 +143,7 @@ def draw(told: Told, to: Path) -> None:
         right.set(xlabel="sub-networks K", xscale="log", ylim=(-2, 102))
         right.set_xticks(list(k), [str(one) for one in k])
         right.minorticks_off()
-        for panel in (left, right):
+        for panel in (left, middle, right):
             if told.whole.value:
                 panel.axhline(100 * told.whole.value, color="black", linestyle="-.", linewidth=1, label="unpruned")
             panel.grid(alpha=0.3)

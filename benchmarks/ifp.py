@@ -15,9 +15,10 @@ on the test items of seed 0, and both arms were then trained so.
 Parts: `main`, the width where every use of the masks is asked for too; `widths`, the others; `ablations`, what ifp
 leaves out at the main width, one seed; `long`, twice as many rows (1e-3 for all: on seed 0's test items better than
 2e-3 for each arm); `ffn`, where FFNs alone are trained, so that attention, which no mask cuts, cannot learn what the
-units that are left are too few for. Every training is written to results/ifp.json as soon as it is scored, with its
-items; the picture beside it is of all that is there. Intervals are paired bootstraps over test items, scores averaged
-over seeds.
+units that are left are too few for; `ffn-long`, that with twice as many rows.
+
+Every training is written to results/ifp.json as soon as it is scored, with its items; the picture beside it is of all
+that is there. Intervals are paired bootstraps over test items, scores averaged over seeds.
 """
 
 import json
@@ -45,7 +46,7 @@ RATES, SEARCH_SEED = (1e-3, 2e-3, 4e-3), 100
 OTHERS = {"joint": (5e-4, *RATES), "whole": (1e-4, 3e-4, 1e-3)}  # where the best would be at an end of the grid
 SEARCHED = ("ifp", "joint", "static", "scratch", "whole")
 NARROW = ("ifp", "joint", "static")  # what other widths are asked of
-PARTS = ("main", "ablations", "widths", "long", "ffn")
+PARTS = ("main", "ablations", "widths", "long", "ffn", "ffn-long")
 
 
 def done(one: Training) -> dict[str, Any]:
@@ -141,6 +142,8 @@ def trainings(part: str, best: dict[str, float], seeds: int) -> list[Training]:
     if part == "ffn":
         each = [(t, seed, arm) for t in FFN_WIDTHS for seed in range(seeds) for arm in NARROW]
         return [Training(arm, t, ROWS, best[f"{arm} {FFN}"], seed, FFN) for t, seed, arm in each]
+    if part == "ffn-long":
+        return [Training(a, FFN_MAIN, LONG, best[f"{a} {FFN}"], seed, FFN) for seed in range(seeds) for a in NARROW]
     variants = [Training("ifp", MAIN, ROWS, best["ifp"], 0, name) for name in VARIANTS if name not in ("", FFN)]
     return [*variants, Training("annealed", MAIN, ROWS, best["annealed"], 0)]
 
@@ -169,10 +172,11 @@ def main(
         f"{ROWS} rows a family": told,
         f"{LONG} rows a family": table([*found("long"), *whole], MAIN),
         f"FFNs alone are trained, {ROWS} rows a family": alone,
+        f"FFNs alone are trained, {LONG} rows a family": table([*found("ffn-long"), *whole], FFN_MAIN),
     }
     for title, one in tables.items():
         print("\n".join(["", title, *one.lines]))
-    shown = found("main", "widths", "long", "ffn")
+    shown = found(*(part for part in PARTS if part != "ablations"))
     print("\n".join(others([row for row in results.rows if row["seed"] != SEARCH_SEED and row not in shown])))
     draw(told, alone, out.with_suffix(".svg"))
     claim = f"right answers under a mask for each prompt over those under the best mask for all, {MAIN} of 512 units"

@@ -33,7 +33,7 @@ import typer
 
 from benchmarks.ifp_arms import FFN, MASK, VARIANTS, Training, chosen, fit, griffin, scored
 from benchmarks.ifp_readouts import cut_alone, readouts
-from benchmarks.ifp_table import draw, mean, others, table
+from benchmarks.ifp_table import draw, mean, singles, table
 from benchmarks.tiny_students import revision, teacher
 from cluster.artifacts import digest_of, versions
 from pipelines import models
@@ -177,7 +177,7 @@ def main(
     for title, one in tables.items():
         print("\n".join(["", title, *one.lines]))
     shown = found(*(part for part in PARTS if part != "ablations"))
-    print("\n".join(others([row for row in results.rows if row["seed"] != SEARCH_SEED and row not in shown])))
+    print("\n".join(singles([row for row in results.rows if row["seed"] != SEARCH_SEED and row not in shown])))
     draw(told, alone, out.with_suffix(".svg"))
     claim = f"right answers under a mask for each prompt over those under the best mask for all, {MAIN} of 512 units"
     line = {"claim": claim, "ratio": round(told.ours / told.peer, 3), "ours": round(told.ours, 4)}

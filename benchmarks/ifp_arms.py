@@ -27,17 +27,16 @@ BATCH_TOKENS, TEST, VALIDATION, LONGEST = 1024, 150, 30, 72
 FEW = {"modulo": {"train": 900, "test": 105}, "sequence": {"train": 1200, "test": 150}}  # about all there are
 CALIBRATION, CALIBRATION_SEED = 32, 7  # rows of each family, and whose draw: no training's
 CUT = ("static", "random")  # masks that are there before training: the small model alone is trained
+FFN = "ffn"  # nothing but FFNs, and what chooses their units, is trained: attention cannot learn in their place
 VARIANTS: dict[str, dict[str, Any]] = {  # of ifp: what one of them leaves out
     "": {},
     "cold": {"temperature": (0.1, 0.1)},
     "slow": {"anneal": 0.4},
     "narrow": {"anneal": 0.0},
     "unguided": {"guidance": 0.0},
-    "unguided-narrow": {"guidance": 0.0, "anneal": 0.0},
     "fresh": {"predictor": "fresh-2"},
-    "ffn": {},
+    FFN: {},
 }
-FFN = "ffn"  # nothing but FFNs, and what chooses their units, is trained: attention cannot learn in their place
 MASK = {"ifp": "prompt", "joint": "static", "annealed": "importance"}
 SCORES_RATE = 1e-2  # of scores that are learned directly; a predictor has the student's rate
 Choose = Callable[[str, list[str]], Tensor]  # family and prompts → masks (N, L, d_ffn)
@@ -101,7 +100,7 @@ def importance() -> Tensor:
 def start(one: Training) -> losses.ByToken:
     """The model as its training begins."""
     begun = _begun(one)
-    if one.variant.startswith(FFN):
+    if one.variant == FFN:
         for name, parameter in begun.model.named_parameters():
             parameter.requires_grad_(".mlp." in name)
     return begun

@@ -51,11 +51,8 @@ def _uses(model: masked.Masked, one: Training, some: dict[str, Tensor]) -> dict[
     told = dict(zip(some, masks_of(model, wanted), strict=True))
     drawn = torch.Generator().manual_seed(one.seed)
 
-    def task(family: str, asked: list[str]) -> Tensor:
-        return tasks[family].expand(len(asked), -1, -1)
-
-    def described(family: str, asked: list[str]) -> Tensor:
-        return told[family].expand(len(asked), -1, -1)
+    def one_each(of: dict[str, Tensor]) -> Choose:
+        return lambda family, asked: of[family].expand(len(asked), -1, -1)
 
     def other(family: str, asked: list[str]) -> Tensor:
         return everything[torch.randint(len(everything), (len(asked),), generator=drawn)]
@@ -63,8 +60,8 @@ def _uses(model: masked.Masked, one: Training, some: dict[str, Tensor]) -> dict[
     def nearest(subnetworks: Tensor) -> Choose:
         return lambda family, asked: subnetworks[clusters.assign(masks_of(model, asked), subnetworks).which]
 
-    made: dict[str, Choose] = {"task": task, "described": described, "other": other}
-    different = len({masks.mask_hash(own != 0) for own in everything})
+    made: dict[str, Choose] = {"task": one_each(tasks), "described": one_each(told), "other": other}
+    different = clusters.different(everything)
     for k in (k for k in SUBNETWORKS if k <= different):
         made[f"k{k}"] = nearest(clusters.cluster(everything, k, one.seed))
     return made

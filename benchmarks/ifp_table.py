@@ -67,7 +67,7 @@ def table(rows: list[dict[str, Any]], main: int) -> Told:
     return Told(lines, arms, whole, uses, ours, peer or 1.0)
 
 
-def others(rows: list[dict[str, Any]]) -> list[str]:
+def singles(rows: list[dict[str, Any]]) -> list[str]:
     """A table of single trainings."""
     head = ["", "| also | units | rows a family | rate | seed | % right | two prompts share |", "|" + "---|" * 7]
     return head + [_also(row) for row in rows]

@@ -112,6 +112,7 @@ def _made(folder: Path, given: dict[str, Any], units: int, raw: bool, out: Path,
         engine.check_split(models.configuration(whole), tensor_parallel)
     if given["--mask"]:
         mask = subnetwork.load_mask(given["--mask"], whole)
+        cuts.check_units(masks.indices(mask).shape[1], mask.shape[1], tensor_parallel)
     elif not _routed(folder):
         raise BadInput(f"{folder} has no mask predictor; give a model trained with one, or a mask with --mask")
     else:
@@ -119,7 +120,6 @@ def _made(folder: Path, given: dict[str, Any], units: int, raw: bool, out: Path,
         routed.check_model(reader, whole)
         cuts.check_units(units or reader.about.units, reader.about.width, tensor_parallel)
         mask = routed.per_task(reader, _prompts(given, whole, raw), units)
-    cuts.check_units(masks.indices(mask).shape[1], mask.shape[1], tensor_parallel)
     return mask
 
 

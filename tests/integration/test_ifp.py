@@ -132,7 +132,7 @@ def steps_of(student: Student, teacher: Path, data: str, tmp_path: Path) -> Any:
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"units": 129}, "ifp.units = 129, but the blocks have 128 FFN units"),
+        ({"units": 129}, "student ifp: 129 of 128 FFN units cannot stay on; keep 1 to 128"),
         ({"predictor": "first-3"}, "ifp.predictor = 'first-3': choose from 1 to 2 blocks"),
     ],
 )

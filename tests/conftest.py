@@ -13,6 +13,7 @@ import pytest
 from xdist.scheduler import LoadFileScheduling
 
 from tests.faulty_s3 import FaultyBucket, served
+from tests.start import sitecustomize  # noqa: F401 for this process itself
 
 ROOT = Path(__file__).parents[1]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -22,6 +23,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("RAY_worker_niceness", "0")
 # Nor may a cluster kill its own actors for the memory that the others have.
 os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
+# Ray's autoscaler, which has nothing to do in a local cluster, looks for it every 5 s.
+os.environ.setdefault("AUTOSCALER_UPDATE_INTERVAL_S", "60")
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT / "tests/start"), os.environ.get("PYTHONPATH")]))
 logging.getLogger("werkzeug").setLevel(logging.WARNING)  # moto's every request would bury why a test failed
 
 

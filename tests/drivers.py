@@ -56,13 +56,16 @@ class Driver:
         return self.log.read()[-3000:]
 
 
-def until(condition: Callable[[], object], driver: Driver | None = None, timeout: float = 1200) -> None:
-    """Wait for `condition`; fails where the driver ends before, or it takes too long."""
+def until(
+    condition: Callable[[], object], driver: Driver | None = None, timeout: float = 1200, every: float = 0.1
+) -> None:
+    """Wait for `condition`, looked at `every` so many seconds; fails where the driver ends before, or it takes too
+    long."""
     deadline = time.monotonic() + timeout
     while not condition():
         alive = driver is None or driver.process.poll() is None
         assert alive and time.monotonic() < deadline, driver.said() if driver else "took too long"
-        time.sleep(0.005)
+        time.sleep(every)
 
 
 def landed(out: Path) -> int:

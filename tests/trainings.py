@@ -96,7 +96,7 @@ def when(condition: Callable[[], object], act: Callable[[], None] = lambda: None
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds:.0f} s"
-        time.sleep(0.01)
+        time.sleep(0.05)
     act()
 
 

@@ -58,12 +58,12 @@ def address() -> Iterator[str]:
 @pytest.mark.timeout(1800)
 def test_kills_on_vllm(address: str, tmp_path: Path, poisoned: dict[str, str]) -> None:
     """A driver, an engine and its actor are killed, and a row takes its engine with it: all on real engines."""
-    rows = 240
+    rows = 120
     found, out, log = generated.rows(rows), tmp_path / "out", tmp_path / "log"
     found[-30]["prompt"] += " §"
     source = generated.write(tmp_path / "in.jsonl", found)
-    words = ("--model", "tiny", "--max-tokens", "64", "--max-num-seqs", "4", "--max-model-len", "256",
-             "--shard-rows", "10")  # fmt: skip
+    words = ("--model", "tiny", "--max-tokens", "64", "--max-num-seqs", "2", "--max-model-len", "256",
+             "--shard-rows", "4")  # fmt: skip
     first = Driver(source, out, address, *words, log=log, **poisoned)
     until(lambda: processes("VLLM::EngineCore") and landed(out) >= 2, first)
     engines = processes("VLLM::EngineCore")

@@ -3,24 +3,21 @@
 A mark is a number of the row's own, in the column `mark`: what is in the output is counted by it, not by the ids that
 the product makes."""
 
-import contextlib
 import gzip
 import io
 import json
-import logging
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pyarrow.parquet as pq
 
 from cluster import storage
-from pipelines import cli, generate, parts
+from pipelines import generate, parts
 from pipelines.generation import finishing
 from pipelines.generation.job import Job
+from tests import commands
 
 LONG = 1 << 20  # tokens that fit: echo has no model whose length would end a prompt
 
@@ -56,22 +53,8 @@ def run(given: Path | str, output: Path | str, new: bool = False, **settings: An
 
 
 def command(given: Path | str, output: Path | str, *words: str) -> tuple[int, str]:
-    """Exit status, and all that is said, of `regrow generate --model echo` in this process and its Ray session. An
-    error that the command does not turn into a message is raised."""
-    said, status = io.StringIO(), 0
-    whole = ["regrow", "generate", "--model", "echo", "--input", str(given), "--output", str(output), *words]
-    try:
-        with (
-            mock.patch.object(sys, "argv", whole),
-            contextlib.redirect_stdout(said),
-            contextlib.redirect_stderr(said),
-        ):
-            cli.main()
-    except SystemExit as ended:
-        status = int(ended.code or 0)
-    finally:
-        logging.disable(logging.NOTSET)
-    return status, said.getvalue()
+    """Exit status, and all that is said, of `regrow generate --model echo` in this process and its Ray session."""
+    return commands.command("generate", "--model", "echo", "--input", str(given), "--output", str(output), *words)
 
 
 def bytes_of(output: Path | str) -> dict[str, bytes]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import tiny
+from tests import commands, tiny
 
 Regrow = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -82,16 +82,18 @@ def damage(home: Path, what: str) -> None:
     ],
 )
 def test_bad_input_is_named_and_touches_nothing(
-    regrow: Regrow, home: Path, what: str, words: list[str], said: str
+    home: Path, monkeypatch: pytest.MonkeyPatch, what: str, words: list[str], said: str
 ) -> None:
     damage(home, what)
-    done = regrow("run", "mine.toml", *words)
-    assert done.returncode == 2, done.stderr
-    assert said in done.stderr and "Traceback" not in done.stderr
+    monkeypatch.chdir(home)
+    status, told = commands.command("run", "mine.toml", *words)
+    assert status == 2, told
+    assert said in told and "Traceback" not in told
     assert not list(home.glob("runs/mine/artifacts/*/manifest.json"))
 
 
-def test_unknown_names(regrow: Regrow) -> None:
+def test_unknown_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     for words in (
         ("run", "quickstrat"),
         ("status", "nowhere"),
@@ -103,10 +105,8 @@ def test_unknown_names(regrow: Regrow) -> None:
         ("loadtest", "localhost:8000"),
         ("run", "a.toml"),
     ):
-        done = regrow(*words)
-        assert done.returncode == 2 and "Traceback" not in done.stderr and done.stderr.startswith("regrow: "), (
-            done.stderr
-        )
+        status, said = commands.command(*words)
+        assert status == 2 and "Traceback" not in said and said.startswith("regrow: "), said
 
 
 def test_until_prune_then_again_reuses_and_status_tells(regrow: Regrow, home: Path) -> None:
@@ -161,17 +161,20 @@ def test_bad_rows_within_the_limit_are_set_aside_and_told(regrow: Regrow, home: 
     assert json.loads((folder / "bad_rows.jsonl").read_text())["line"] == 7
 
 
-def test_rows_too_long_for_the_engine_end_in_quarantine_and_status_3(regrow: Regrow, home: Path) -> None:
+def test_rows_too_long_for_the_engine_end_in_quarantine_and_status_3(
+    home: Path, monkeypatch: pytest.MonkeyPatch, ray_session: None
+) -> None:
     """No row fits, so no engine is started."""
+    monkeypatch.chdir(home)
     (home / "mine.toml").write_text(RECIPE + '[[student]]\nname = "sdd"\n')
     (home / "rows.jsonl").write_text(json.dumps({"question": "1 + " * 200 + "1?", "answer": "It is 201."}) + "\n")
     words = ("run", "mine.toml", "teacher.max_model_len=64", "generate.max_tokens=32", "--until", "generate")
     for _ in range(2):  # the second time everything is reused, and the rows are still there
-        done = regrow(*words)
-        assert done.returncode == 3, done.stderr
-        assert "done, but rows are in quarantine: 1 of 1 rows of generate" in done.stderr
+        status, said = commands.command(*words)
+        assert status == 3, said
+        assert "done, but rows are in quarantine: 1 of 1 rows of generate" in said
         (file,) = home.glob("runs/mine/artifacts/generate-*/quarantine/*.jsonl")
-        assert str(file.parent) in done.stderr
+        assert str(file.parent) in said
         (row,) = map(json.loads, file.read_text().splitlines())
         assert "max_model_len = 64" in row["reason"]
 
@@ -180,21 +183,24 @@ def prepared(home: Path) -> set[str]:
     return {path.parent.name for path in home.glob("runs/mine/artifacts/*/manifest.json")}
 
 
-def test_edited_data_and_a_replaced_teacher_are_never_silently_the_old(regrow: Regrow, home: Path) -> None:
+def test_edited_data_and_a_replaced_teacher_are_never_silently_the_old(
+    home: Path, monkeypatch: pytest.MonkeyPatch, ray_session: None
+) -> None:
     """Under the same path stands something else: new artifacts; what stood there before is found again."""
+    monkeypatch.chdir(home)
     words, rows = ("run", "mine.toml", "--until", "prune", "prune.baselines=[]"), home / "rows.jsonl"
-    assert regrow(*words).returncode == 0
+    assert commands.command(*words)[0] == 0
     first, before = prepared(home), rows.read_text()
     rows.write_text(before.replace("2 + 1?", "2 + 2?").replace("is 3.", "is 4."))
-    assert regrow(*words).returncode == 0
+    assert commands.command(*words)[0] == 0
     second = prepared(home)
     assert len(second - first) == 2, "other rows are another data set, and another calibration"
     rows.write_text(before)
-    again = regrow(*words)
-    assert again.returncode == 0 and again.stderr.count("reused") == 2 and prepared(home) == second
+    status, said = commands.command(*words)
+    assert status == 0 and said.count("reused") == 2 and prepared(home) == second
     (home / "teacher").rename(home / "old")
     tiny.model_dir(home / "teacher", layers=3, seed=1)
-    assert regrow(*words).returncode == 0
+    assert commands.command(*words)[0] == 0
     (third,) = prepared(home) - second
     assert third.startswith("prune-")
 
@@ -224,10 +230,11 @@ def test_interrupted_while_rows_are_read(home: Path, signum: int) -> None:
     ],
 )
 def test_what_the_last_stage_lacks_is_told_before_the_first(
-    regrow: Regrow, home: Path, words: list[str], status: int, said: str
+    home: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], status: int, said: str
 ) -> None:
+    monkeypatch.chdir(home)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = str(listening.getsockname()[1])
-        done = regrow("run", "mine.toml", *(word.replace("{port}", port) for word in words))
-    assert done.returncode == status and said.replace("{port}", port) in done.stderr, done.stderr
-    assert "Traceback" not in done.stderr and not prepared(home)
+        ended, told = commands.command("run", "mine.toml", *(word.replace("{port}", port) for word in words))
+    assert ended == status and said.replace("{port}", port) in told, told
+    assert "Traceback" not in told and not prepared(home)

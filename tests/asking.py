@@ -17,8 +17,9 @@ def running() -> int:
 
 
 class Asking:
-    """Clients that ask without a pause, every other one for a stream, until the block ends. `answered`: how often each
-    was; `failed`: what went wrong, streams apart; `made` gives a client, which asks `model`."""
+    """Clients that ask, every other one for a stream, until the block ends. They pause for a moment between two
+    questions, or an engine that starts would get no time on a small machine. `answered`: how often each was; `failed`:
+    what went wrong, streams apart; `made` gives a client, which asks `model`."""
 
     def __init__(self, made: Callable[[], Any], clients: int = 4) -> None:
         self.made, self.over = made, threading.Event()
@@ -53,6 +54,7 @@ class Asking:
                 if stream:
                     assert sum(1 for _ in reply) > 1
                 self.answered[number] += 1
+                time.sleep(0.2)
             except Exception as error:  # noqa: BLE001 whatever a user's program would see
                 self.failed[stream].append(f"{type(error).__name__}: {error}")
                 time.sleep(0.1)

@@ -55,32 +55,45 @@ def address() -> Iterator[str]:
         yield cluster.address
 
 
+WORDS = ("--model", "tiny", "--max-tokens", "64", "--max-num-seqs", "2", "--max-model-len", "256", "--shard-rows", "4")
+
+
 @pytest.mark.timeout(1800)
-def test_kills_on_vllm(address: str, tmp_path: Path, poisoned: dict[str, str]) -> None:
-    """A driver, an engine and its actor are killed, and a row takes its engine with it: all on real engines."""
+def test_an_engine_is_killed_and_a_row_takes_its_engine_with_it(
+    address: str, tmp_path: Path, poisoned: dict[str, str]
+) -> None:
+    """The same driver and actor go on; the row is set aside."""
     rows = 120
     found, out, log = generated.rows(rows), tmp_path / "out", tmp_path / "log"
-    found[-30]["prompt"] += " §"
+    found[-10]["prompt"] += " §"
     source = generated.write(tmp_path / "in.jsonl", found)
-    words = ("--model", "tiny", "--max-tokens", "64", "--max-num-seqs", "2", "--max-model-len", "256",
-             "--shard-rows", "4")  # fmt: skip
-    first = Driver(source, out, address, *words, log=log, **poisoned)
+    driver = Driver(source, out, address, *WORDS, log=log, **poisoned)
+    until(lambda: processes("VLLM::EngineCore") and landed(out) >= 2, driver)
+    processes("VLLM::EngineCore")[0].send_signal(signal.SIGKILL)
+    driver.ends(status=3)
+    marks = [row["mark"] for row in found if "§" not in row["prompt"]]
+    made, (refused,) = generated.answered(out), generated.held(out)
+    assert sorted(row["mark"] for row in made) == marks
+    assert "§" in refused["prompt"] and "died" in refused["reason"] and refused["attempts"] >= 2
+    assert refused["line"] == rows - 9 and refused["file"] == str(source)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_a_driver_and_an_actor_are_killed(address: str, tmp_path: Path) -> None:
+    """As on the engine that echoes (test_generate_kills), and no model stays in memory."""
+    source, out, log = generated.write(tmp_path / "in.jsonl", generated.rows(120)), tmp_path / "out", tmp_path / "log"
+    first = Driver(source, out, address, *WORDS, log=log)
     until(lambda: processes("VLLM::EngineCore") and landed(out) >= 2, first)
     engines = processes("VLLM::EngineCore")
     first.kill()
     assert engines and not psutil.wait_procs(engines, 60)[1], "nothing is left behind with a model in memory"
-    last = Driver(source, out, address, *words, log=log, **poisoned)
     before = generated.bytes_of(out)
+    last = Driver(source, out, address, *WORDS, log=log)
     until(lambda: landed(out) > len(before), last)
-    processes("VLLM::EngineCore")[0].send_signal(signal.SIGKILL)
-    here = landed(out)
-    until(lambda: landed(out) > here, last)
     (actor,) = processes("MapWorker(MapBatches(Engine))")
     actor.send_signal(signal.SIGKILL)
-    last.ends(status=3)
-    marks = [row["mark"] for row in found if "§" not in row["prompt"]]
-    made, (refused,) = generated.answered(out), generated.held(out)
+    last.ends()
     now = generated.bytes_of(out)
-    assert sorted(row["mark"] for row in made) == marks and all(now[name] == data for name, data in before.items())
-    assert "§" in refused["prompt"] and "died" in refused["reason"] and refused["attempts"] >= 2
-    assert refused["line"] == rows - 29 and refused["file"] == str(source)
+    assert sorted(row["mark"] for row in generated.answered(out)) == list(range(120))
+    assert all(now[name] == data for name, data in before.items())

@@ -108,8 +108,9 @@ HITS = {
 }
 
 
-# While engines come up Python processes start, as training's workers do: these two are left to the soak.
-SOAKED = {stage for stage in HITS if "coming up" in stage}
+# While engines come up Python processes start, as training's workers do; and the evaluation has three engines: these
+# are left to the soak.
+SOAKED = {stage for stage in HITS if "coming up" in stage or stage.startswith("evaluate")}
 
 
 @pytest.mark.parametrize("stage", [pytest.param(hit, marks=[pytest.mark.soak] * (hit in SOAKED)) for hit in HITS])

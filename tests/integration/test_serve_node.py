@@ -34,7 +34,7 @@ def test_a_node_dies_under_load(tmp_path_factory: pytest.TempPathFactory) -> Non
             asking.more(2)
             cluster.remove_node(node, allow_graceful=False)
             waited = asking.more(3, 120)
-            drivers.until(lambda: running() == 1, timeout=60)  # the others may be answered before Serve knows
+            drivers.until(lambda: running() == 1, timeout=180)  # Ray misses a node after a minute; others answer before
             asking.more(3)
         print(f"all clients answered again after {waited:.0f} s")
         print(asking.failed)

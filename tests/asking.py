@@ -54,7 +54,6 @@ class Asking:
                 if stream:
                     assert sum(1 for _ in reply) > 1
                 self.answered[number] += 1
-                time.sleep(0.2)
             except Exception as error:  # noqa: BLE001 whatever a user's program would see
                 self.failed[stream].append(f"{type(error).__name__}: {error}")
-                time.sleep(0.1)
+            time.sleep(0.2)

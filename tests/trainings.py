@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -93,10 +92,7 @@ def whole(out: Path) -> list[Path]:
 
 def when(condition: Callable[[], object], act: Callable[[], None] = lambda: None, seconds: float = 600) -> None:
     """Call `act` once `condition` holds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds:.0f} s"
-        time.sleep(0.05)
+    drivers.until(condition, timeout=seconds, every=0.05)
     act()
 
 

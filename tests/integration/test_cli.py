@@ -19,7 +19,9 @@ RECIPE = tiny.RECIPE
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the command is called, in this process as in one of its own."""
+    monkeypatch.chdir(tmp_path)
     return tiny.run_home(tmp_path)
 
 
@@ -81,11 +83,8 @@ def damage(home: Path, what: str) -> None:
         ("", ["--until", "prunes"], "did you mean 'prune'"),
     ],
 )
-def test_bad_input_is_named_and_touches_nothing(
-    home: Path, monkeypatch: pytest.MonkeyPatch, what: str, words: list[str], said: str
-) -> None:
+def test_bad_input_is_named_and_touches_nothing(home: Path, what: str, words: list[str], said: str) -> None:
     damage(home, what)
-    monkeypatch.chdir(home)
     status, told = commands.command("run", "mine.toml", *words)
     assert status == 2, told
     assert said in told and "Traceback" not in told
@@ -161,11 +160,8 @@ def test_bad_rows_within_the_limit_are_set_aside_and_told(regrow: Regrow, home: 
     assert json.loads((folder / "bad_rows.jsonl").read_text())["line"] == 7
 
 
-def test_rows_too_long_for_the_engine_end_in_quarantine_and_status_3(
-    home: Path, monkeypatch: pytest.MonkeyPatch, ray_session: None
-) -> None:
+def test_rows_too_long_for_the_engine_end_in_quarantine_and_status_3(home: Path, ray_session: None) -> None:
     """No row fits, so no engine is started."""
-    monkeypatch.chdir(home)
     (home / "mine.toml").write_text(RECIPE + '[[student]]\nname = "sdd"\n')
     (home / "rows.jsonl").write_text(json.dumps({"question": "1 + " * 200 + "1?", "answer": "It is 201."}) + "\n")
     words = ("run", "mine.toml", "teacher.max_model_len=64", "generate.max_tokens=32", "--until", "generate")
@@ -183,11 +179,8 @@ def prepared(home: Path) -> set[str]:
     return {path.parent.name for path in home.glob("runs/mine/artifacts/*/manifest.json")}
 
 
-def test_edited_data_and_a_replaced_teacher_are_never_silently_the_old(
-    home: Path, monkeypatch: pytest.MonkeyPatch, ray_session: None
-) -> None:
+def test_edited_data_and_a_replaced_teacher_are_never_silently_the_old(home: Path, ray_session: None) -> None:
     """Under the same path stands something else: new artifacts; what stood there before is found again."""
-    monkeypatch.chdir(home)
     words, rows = ("run", "mine.toml", "--until", "prune", "prune.baselines=[]"), home / "rows.jsonl"
     assert commands.command(*words)[0] == 0
     first, before = prepared(home), rows.read_text()
@@ -230,9 +223,8 @@ def test_interrupted_while_rows_are_read(home: Path, signum: int) -> None:
     ],
 )
 def test_what_the_last_stage_lacks_is_told_before_the_first(
-    home: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], status: int, said: str
+    home: Path, words: list[str], status: int, said: str
 ) -> None:
-    monkeypatch.chdir(home)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = str(listening.getsockname()[1])
         ended, told = commands.command("run", "mine.toml", *(word.replace("{port}", port) for word in words))

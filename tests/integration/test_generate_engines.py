@@ -11,6 +11,7 @@ import pytest
 from tests import drivers, generated
 from tests.drivers import Driver, landed, processes, until
 
+WORDS = ("--model", "tiny", "--max-tokens", "64", "--max-num-seqs", "2", "--max-model-len", "256", "--shard-rows", "4")
 POISON = """
 import os
 
@@ -55,9 +56,6 @@ def address() -> Iterator[str]:
         yield cluster.address
 
 
-WORDS = ("--model", "tiny", "--max-tokens", "64", "--max-num-seqs", "2", "--max-model-len", "256", "--shard-rows", "4")
-
-
 @pytest.mark.timeout(1800)
 def test_an_engine_is_killed_and_a_row_takes_its_engine_with_it(
     address: str, tmp_path: Path, poisoned: dict[str, str]
@@ -69,11 +67,13 @@ def test_an_engine_is_killed_and_a_row_takes_its_engine_with_it(
     source = generated.write(tmp_path / "in.jsonl", found)
     driver = Driver(source, out, address, *WORDS, log=log, **poisoned)
     until(lambda: processes("VLLM::EngineCore") and landed(out) >= 2, driver)
+    before = generated.bytes_of(out)
     processes("VLLM::EngineCore")[0].send_signal(signal.SIGKILL)
     driver.ends(status=3)
     marks = [row["mark"] for row in found if "§" not in row["prompt"]]
     made, (refused,) = generated.answered(out), generated.held(out)
-    assert sorted(row["mark"] for row in made) == marks
+    now = generated.bytes_of(out)
+    assert sorted(row["mark"] for row in made) == marks and all(now[name] == data for name, data in before.items())
     assert "§" in refused["prompt"] and "died" in refused["reason"] and refused["attempts"] >= 2
     assert refused["line"] == rows - 9 and refused["file"] == str(source)
 
